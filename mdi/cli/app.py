@@ -1,0 +1,77 @@
+"""`mdi`: the commands, and what becomes of their errors.
+
+Exit codes: 0 done, 1 the cluster could not, 2 what was typed is wrong, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from mdi import __version__
+from mdi.cli import demo, nodes, plan, run
+from mdi.cli.failures import report
+from mdi.cli.logs import log_to_stderr
+from mdi.cli.terminal import never_fail_to_encode, say
+
+app = typer.Typer(
+    name="mdi",
+    help="Run one language model across the devices you already own, privately, on your own network.",
+    epilog="Begin with `mdi node start` on each device, then `mdi run` on any of them; `mdi demo` shows it all on this one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help needs no import of rich: 50 ms on a laptop, half a second on a Pi
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+node_app = typer.Typer(help="Make this device a node of the cluster, or end that.", no_args_is_help=True, rich_markup_mode=None)
+node_app.command("start")(nodes.start)
+node_app.command("stop")(nodes.stop)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("nodes")(nodes.nodes)
+app.add_typer(node_app, name="node")
+app.command("demo")(demo.demo)
+
+
+@dataclass(slots=True)
+class Settings:
+    """What stands before the command's name."""
+
+    debug: bool = False
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"mdi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log everything, and show tracebacks.")] = False,
+) -> None:
+    context.obj.debug = debug
+    log_to_stderr(debug=debug, daemon=context.invoked_subcommand == "node")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. Always ends in SystemExit."""
+    never_fail_to_encode()
+    settings = Settings()
+    try:
+        app(args=arguments, prog_name="mdi", obj=settings)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error, debug=settings.debug))
+
+
+if __name__ == "__main__":
+    main()

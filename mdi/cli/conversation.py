@@ -1,0 +1,101 @@
+"""A conversation with one model: what was said, and how the next answer is asked for."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mdi.engine.sampling import SamplingParams
+from mdi.errors import InternalError
+from mdi.model.chat import Message
+from mdi.pipeline.api import Answer, FinishReason, Piece, Request
+
+if TYPE_CHECKING:
+    from mdi.pipeline.starter import Starter
+
+SEED_BITS = 32  # every JSON reader keeps it exactly
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template."""
+
+    params: SamplingParams = SamplingParams()
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    raw: bool = False
+
+    def drawn(self) -> SamplingParams:
+        """The settings of one answer, with its seed."""
+        if self.seed is not None:
+            return replace(self.params, seed=self.seed)
+        return replace(self.params, seed=secrets.randbits(SEED_BITS)) if self.params.temperature > 0 else self.params
+
+
+class Conversation:
+    """Renders all messages for every answer: the starter finds in KV what it has seen before.
+
+    `messages` changes only when an answer is complete or was cancelled after its first words; a failed turn leaves it as it was.
+    """
+
+    def __init__(self, starter: Starter, wishes: Wishes, system: str | None = None) -> None:
+        self.starter = starter
+        self.wishes = wishes
+        self._system = system
+        self._turns: list[Message] = []
+        self.last: Answer | None = None
+        self.params = wishes.params
+        """Of the last answer, with the seed that was drawn for it."""
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*([Message("system", self._system)] if self._system else []), *self._turns]
+
+    def reset(self, system: str | None = None) -> None:
+        """Begin anew with this system message."""
+        self.resume([])
+        self._system = system or None
+
+    def set_system(self, text: str) -> None:
+        """Replace the system message in front of what was said; an empty one takes it away."""
+        self._system = text or None
+
+    @property
+    def system(self) -> str | None:
+        return self._system
+
+    def resume(self, messages: Sequence[Message]) -> None:
+        """Go on from `messages`, the first of which may be a system message."""
+        first = messages[0] if messages and messages[0].role == "system" else None
+        self._system = first.content if first else None
+        self._turns = list(messages[1:] if first else messages)
+        self.last = None
+
+    async def ask(self, text: str) -> AsyncGenerator[Piece | Answer]:
+        """Pieces, then the Answer. Raises PromptTooLong, ModelError (the template refuses) and ClusterError.
+
+        In raw mode every text stands for itself.
+        """
+        question = Message("user", text)
+        model = self.starter.model
+        ids = model.tokenizer.encode_prompt(text) if self.wishes.raw else model.encode_chat([*self.messages, question])
+        self.params = self.wishes.drawn()
+        request = Request(tuple(ids), self.params, self.wishes.max_tokens, self.wishes.stop, self.wishes.ignore_eos)
+        answer = None
+        async with aclosing(self.starter.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    answer = event
+                else:
+                    yield event
+        if answer is None:
+            raise InternalError("the pipeline ended an answer without saying so")
+        self.last = answer
+        if not self.wishes.raw and (answer.text or answer.finish_reason is not FinishReason.CANCELLED):
+            self._turns += [question, Message("assistant", answer.text)]
+        yield answer

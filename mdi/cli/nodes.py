@@ -1,0 +1,80 @@
+"""`mdi node start`, `mdi node stop` and `mdi nodes`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mdi.cli import options as given
+from mdi.cli.loop import run_async
+from mdi.cli.options import parse_memory
+from mdi.cli.terminal import note, say
+
+if TYPE_CHECKING:
+    from mdi.node.daemon import NodeReady
+
+STOP_TIMEOUT_S = 15.0  # a node drains its calls for some seconds; a Pi that swaps takes its time
+
+
+def start(
+    name: Annotated[str | None, typer.Option(help="How others see this device.  [default: its host name]")] = None,
+    port: Annotated[int | None, typer.Option(help="Where to listen.  [default: 52700, or the next free port]")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: all]")] = None,
+    max_memory: given.MaxMemory = None,
+    threads: given.Threads = None,
+    peer: given.Peer = None,
+    no_discovery: Annotated[bool, typer.Option("--no-discovery", help="Neither announce this node by mDNS nor look for others.")] = False,
+    join: Annotated[str | None, typer.Option(metavar="KEY", help="The cluster key that the first node printed.")] = None,
+) -> None:
+    """Serve the cluster from this device, until Ctrl-C or `mdi node stop`.
+
+    The first start on the first device makes the cluster's key and prints what to type on the others.
+    """
+    from mdi.cluster.home import Home
+    from mdi.node.daemon import NodeOptions, run_node
+
+    options = NodeOptions(
+        name=name,
+        host=host,
+        port=port,
+        max_memory_bytes=parse_memory(max_memory),
+        threads=threads,
+        peers=tuple(peer or ()),
+        discovery=not no_discovery,
+        join=join,
+    )
+    run_async(run_node(options, Home.open(), _tell_ready))
+
+
+def _tell_ready(ready: NodeReady) -> None:
+    say(f"node {ready.name} ({ready.node_id}) serves cluster {ready.fingerprint} on port {ready.port}")
+    if ready.new_key is not None:
+        say(f"\nThis is a new cluster. On each other device type:\n\n    mdi node start --join {ready.new_key}\n")
+        say("The key is a secret: whoever has it belongs to the cluster.")
+
+
+def stop() -> None:
+    """End the node that runs on this device."""
+    from mdi.cluster.home import Home
+    from mdi.node.daemon import stop_node
+
+    note("the node has ended" if stop_node(Home.open(), STOP_TIMEOUT_S) else "no node runs here")
+
+
+def nodes(
+    peer: given.Peer = None,
+    no_discovery: given.NoDiscovery = False,
+    wait: given.Wait = None,
+    as_json: given.Json = False,
+) -> None:
+    """List the nodes of this cluster that can be reached, what they offer and what they hold."""
+    from mdi.cli.render import nodes_text
+    from mdi.cluster.home import Home
+    from mdi.pipeline.api import DEFAULT_WAIT_S
+    from mdi.pipeline.survey import list_nodes
+
+    wait_s = DEFAULT_WAIT_S if wait is None else wait
+    found = run_async(list_nodes(Home.open(), tuple(peer or ()), not no_discovery, wait_s))
+    say(json.dumps([row.to_json() for row in found.rows]) if as_json else nodes_text(found))

@@ -1,0 +1,143 @@
+"""Plans, nodes and answers as text and as JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mdi.plan.explain import bars, table
+from mdi.plan.text import binary_bytes, counted, milliseconds
+
+if TYPE_CHECKING:
+    from mdi.engine.sampling import SamplingParams
+    from mdi.pipeline.api import Answer
+    from mdi.pipeline.survey import NodeList, NodeRow
+    from mdi.plan.plan import Plan
+
+PLAN_HEADINGS = ("node", "blocks", "share", "memory", "stage", "hop on")
+NODE_HEADINGS = ("node", "address", "threads", "memory in use", "offered", "up", "holds")
+STEP_HEADINGS = ("node", "blocks", "steps computed")
+
+
+def plan_text(plan: Plan) -> str:
+    """Where the blocks lie, a table with a row for each stage, and the prediction."""
+    times = plan.prediction
+    hops: Sequence[float | None] = times.hop_decode_s or [None]
+    rows = [
+        (
+            stage.name,
+            block_names(stage.blocks.start, stage.blocks.stop),
+            f"{len(stage.blocks) / plan.n_blocks:.0%}",
+            binary_bytes(stage.bytes),
+            milliseconds(stage_s),
+            "" if hop_s is None else milliseconds(hop_s),
+        )
+        for stage, stage_s, hop_s in zip(plan.stages, times.stage_decode_s, hops, strict=True)
+    ]
+    prediction = (
+        f"Predicted: {times.decode_tokens_per_s:.1f} tok/s, first token after {milliseconds(times.ttft_s)}; "
+        f"bounded by {times.bottleneck}."
+    )
+    return "\n\n".join([bars(plan), table(PLAN_HEADINGS, rows), prediction])
+
+
+def block_names(start: int, stop: int) -> str:
+    """Blocks `start` to `stop - 1` as people write them."""
+    return "none" if start == stop else str(start) if stop == start + 1 else f"{start}–{stop - 1}"
+
+
+def nodes_text(nodes: NodeList) -> str:
+    """A table of the nodes that answered, then a line for each that did not, and for other clusters nearby."""
+    parts = []
+    reached = [_node_cells(row) for row in nodes.rows if row.reachable]
+    if reached:
+        parts.append(table(NODE_HEADINGS, reached))
+    silent = [row for row in nodes.rows if not row.reachable]
+    parts += [f"{row.name} ({row.address}) does not answer: {row.problem or 'no reason known'}" for row in silent]
+    if nodes.strangers:
+        parts.append(f"{counted(len(nodes.strangers), 'node')} of another cluster can be seen here too.")
+    return "\n".join(parts) or "No node was found."
+
+
+def _node_cells(row: NodeRow) -> tuple[str, ...]:
+    held = ", ".join(f"{stage.model} {block_names(stage.start, stage.stop)}" for stage in row.stages)
+    return (
+        row.name + (" (this device)" if row.source == "self" else ""),
+        row.address,
+        str(row.threads),
+        binary_bytes(row.memory_used_bytes),
+        f"{binary_bytes(row.memory_offered_bytes)} of {binary_bytes(row.memory_total_bytes)}",
+        duration(row.uptime_s),
+        held or "nothing",
+    )
+
+
+def duration(seconds: float) -> str:
+    """42 s, 7 min, 3 h, 12 days: enough for how long a node has been up."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def answer_line(answer: Answer, plan: Plan) -> str:
+    """What an answer took, in one line."""
+    times = answer.timings
+    parts = [counted(times.new_tokens, "token")]
+    if times.decode_tokens_per_s is not None:
+        parts.append(f"{times.decode_tokens_per_s:.1f} tok/s")
+    parts.append(f"first token after {milliseconds(times.ttft_s)}")
+    if answer.finish_reason != "stop":
+        parts.append("stopped" if answer.finish_reason == "cancelled" else "length limit reached")
+    parts.append(" → ".join(stage.name for stage in plan.stages if len(stage.blocks)))
+    return " · ".join(parts)
+
+
+def stats_text(answer: Answer | None, n_messages: int, ctx: int, plan: Plan, steps: Mapping[str, int]) -> str:
+    """For `/stats`: the last answer, how full the context is, and the work of each node."""
+    lines = ["No answer yet."]
+    if answer is not None:
+        times = answer.timings
+        used = times.prompt_tokens + times.new_tokens
+        lines = [
+            answer_line(answer, plan),
+            f"prompt of {counted(times.prompt_tokens, 'token')}, {times.reused_tokens} of them still in memory",
+            f"{counted(n_messages, 'message')}, {used} of {ctx} tokens",
+        ]
+    return "\n".join([*lines, "", steps_table(plan, steps)])
+
+
+def steps_table(plan: Plan, steps: Mapping[str, int]) -> str:
+    """How many steps each node of the plan has computed."""
+    rows = [
+        (stage.name, block_names(stage.blocks.start, stage.blocks.stop), str(steps.get(stage.name, 0))) for stage in plan.stages
+    ]
+    return table(STEP_HEADINGS, rows)
+
+
+def answer_json(answer: Answer, params: SamplingParams, model: str, plan: Plan) -> dict[str, Any]:
+    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan."""
+    times = answer.timings
+    return {
+        "model": model,
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "prompt_token_ids": list(answer.prompt_token_ids),
+        "finish_reason": str(answer.finish_reason),
+        "sampling": {
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+            "seed": params.seed,
+        },
+        "timings": {
+            "ttft_s": times.ttft_s,
+            "decode_tokens_per_s": times.decode_tokens_per_s,
+            "total_s": times.total_s,
+            "prompt_tokens": times.prompt_tokens,
+            "new_tokens": times.new_tokens,
+            "reused_tokens": times.reused_tokens,
+        },
+        "plan": plan.to_json(),
+    }

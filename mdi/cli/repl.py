@@ -1,0 +1,90 @@
+"""The conversation at a terminal or over a pipe: reads, answers, obeys commands."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, nullcontext
+from pathlib import Path
+
+from mdi.cli.commands import Call, Command, Say, help_text, parse
+from mdi.cli.conversation import Conversation
+from mdi.cli.failures import describe
+from mdi.cli.inputs import Inputs
+from mdi.cli.loop import first_interrupt
+from mdi.cli.render import answer_line, plan_text, stats_text
+from mdi.cli.terminal import note, say
+from mdi.cli.transcript import load, save
+from mdi.errors import UserError
+from mdi.pipeline.api import Answer
+
+
+async def stream(conversation: Conversation, text: str) -> Answer:
+    """Print the answer to `text` as it comes, and what it took on stderr."""
+    answer: Answer | None = None
+    async with aclosing(conversation.ask(text)) as events:
+        async for event in events:
+            if isinstance(event, Answer):
+                answer = event
+            else:
+                say(event.text, end="")
+    assert answer is not None
+    say("")
+    note(answer_line(answer, conversation.starter.plan))
+    return answer
+
+
+async def talk(conversation: Conversation, inputs: Inputs) -> int:
+    """Until /quit or the end of the input. Returns the exit code: over a pipe that of the first turn that failed.
+
+    What a person can correct in the next turn is printed, and the session goes on; a ClusterError ends it.
+    """
+    exit_code = 0
+    while True:
+        try:
+            text = await inputs.read()
+        except KeyboardInterrupt:
+            note("type /quit or press Ctrl-D to leave")
+            continue
+        if text is None:
+            return exit_code
+        try:
+            match parse(text):
+                case Say(message):
+                    with first_interrupt(conversation.starter.cancel) if inputs.interactive else nullcontext():
+                        await stream(conversation, message)
+                case Call(Command.QUIT):
+                    return exit_code
+                case Call() as call:
+                    await _obey(conversation, call)
+                case None:
+                    pass
+        except UserError as error:
+            describe(error)
+            if not inputs.interactive:
+                exit_code = exit_code or error.exit_code
+
+
+async def _obey(conversation: Conversation, call: Call) -> None:
+    starter = conversation.starter
+    match call.command:
+        case Command.HELP:
+            say(help_text())
+        case Command.RESET:
+            conversation.reset(conversation.system)
+            note("a new conversation begins")
+        case Command.STATS:
+            steps = await starter.stage_steps()
+            say(stats_text(conversation.last, len(conversation.messages), starter.ctx, starter.plan, steps))
+        case Command.PLAN:
+            say(plan_text(starter.plan))
+        case Command.SYSTEM:
+            conversation.set_system(call.argument)
+            note("the system message is set" if call.argument else "there is no system message now")
+        case Command.SAVE:
+            path = Path(call.argument).expanduser()
+            save(path, starter.model.source.name, conversation.messages)
+            note(f"saved to {path}")
+        case Command.LOAD:
+            conversation.resume(load(Path(call.argument).expanduser()))
+            note(f"the conversation goes on after message {len(conversation.messages)}")
+        case Command.QUIT:
+            raise AssertionError("talk() handles it")

@@ -1,0 +1,44 @@
+"""From what was typed to the pipeline's options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split
+from mdi.model.quantise import DEFAULT_BLOCK, Quant
+from mdi.pipeline.api import DEFAULT_WAIT_S, StarterOptions
+from mdi.plan.plan import Objective
+
+
+def starter_options(
+    *,
+    model: str,
+    quant: QuantName,
+    block: int | None,
+    ctx: int | None,
+    objective: ObjectiveName,
+    min_nodes: int,
+    split: str | None,
+    peer: Sequence[str] | None,
+    discovery: bool,
+    wait: float | None,
+    threads: int | None,
+    max_memory: str | None,
+    refresh: bool,
+) -> StarterOptions:
+    """The options of `mdi run` and `mdi plan`, with the pipeline's defaults for what was left out. Raises UserError."""
+    return StarterOptions(
+        model=model,
+        quant=Quant(quant),
+        block=DEFAULT_BLOCK if block is None else block,
+        ctx=ctx,
+        objective=Objective(objective),
+        min_nodes=min_nodes,
+        split=parse_split(split),
+        peers=tuple(peer or ()),
+        discovery=discovery,
+        wait_s=DEFAULT_WAIT_S if wait is None else wait,
+        threads=threads,
+        max_memory_bytes=parse_memory(max_memory),
+        refresh_profiles=refresh,
+    )

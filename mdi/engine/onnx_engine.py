@@ -1,0 +1,98 @@
+"""The onnxruntime engine: one session for a stage's blocks, KV bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from mdi.engine.batch import Layout, Span
+from mdi.engine.graph import head_graph, stage_graph
+from mdi.engine.protocol import StageShape
+from mdi.errors import InternalError, ModelError
+from mdi.model.config import ModelConfig
+from mdi.model.packs import Pack
+
+CPU = "cpu"
+
+
+def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.InferenceSession:
+    """A session whose external weights lie in `packs_directory`. Raises ModelError when onnxruntime refuses the graph."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(packs_directory))
+    # Prepacked weights outside the arena: it would round each allocation up to a power of two.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+        raise ModelError(f"onnxruntime cannot load the weights: {error}") from error
+
+
+class OnnxEngine:
+    """An Engine (see `protocol.py`) on onnxruntime's CPU kernels. All packs must lie in one directory."""
+
+    def __init__(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape) -> None:
+        if not packs:
+            raise InternalError("a stage has at least one block")
+        self._config = config
+        self._shape = shape
+        self._n_blocks = len(packs)
+        self._session = open_session(stage_graph(config, packs, shape.ctx), packs[0].path.parent, shape.threads)
+        kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
+        self._kv = np.zeros(kv_shape, np.float32)  # untouched pages take no memory
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
+        self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
+        self.kv_bytes = self._kv.nbytes
+
+    def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        layout = Layout.of(spans)
+        if int(layout.total) > self._shape.ctx or layout.first_slot + len(layout.query_lengths) > self._shape.n_slots:
+            raise InternalError(f"step outside the stage's {self._shape.n_slots} slots of {self._shape.ctx} tokens")
+        out = np.empty(hidden.shape, np.float32)
+        binding = self._binding(layout.first_slot, len(layout.query_lengths))
+        inputs = {
+            "hidden": np.ascontiguousarray(hidden, np.float32),
+            "pad": layout.pad,
+            "unpad": layout.unpad,
+            "query_lengths": layout.query_lengths,
+            "last_position": layout.last_position,
+            "total": layout.total,
+        }
+        for name, array in inputs.items():
+            binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output("hidden_out", CPU, 0, np.float32, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return out
+
+    def _binding(self, first_slot: int, n_rows: int) -> ort.IOBinding:
+        """KV of neighbouring slots, bound where it lies, as input and output alike."""
+        if binding := self._bindings.get((first_slot, n_rows)):
+            return binding
+        binding = self._session.io_binding()
+        for i in range(self._n_blocks):
+            for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
+                view = plane[first_slot : first_slot + n_rows]
+                binding.bind_input(f"past_{kind}.{i}", CPU, 0, np.float32, view.shape, view.ctypes.data)
+                binding.bind_output(f"present_{kind}.{i}", CPU, 0, np.float32, view.shape, view.ctypes.data)
+        self._bindings[first_slot, n_rows] = binding
+        return binding
+
+
+class Head:
+    """Final norm and output matrix on the starter."""
+
+    def __init__(self, config: ModelConfig, pack: Pack, threads: int) -> None:
+        self._session = open_session(head_graph(config, pack), pack.path.parent, threads)
+        self.weight_bytes = pack.path.stat().st_size
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[R, d_model] to [R, vocab_size]."""
+        result: NDArray[np.float32] = self._session.run(["logits"], {"hidden": hidden})[0]
+        return result

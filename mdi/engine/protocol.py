@@ -1,0 +1,46 @@
+"""What an engine is: it computes a range of blocks, and knows nothing of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi.engine.batch import Span
+from mdi.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StageShape:
+    """What a stage must be able to hold at once."""
+
+    n_slots: int
+    ctx: int
+    threads: int
+
+    def kv_bytes(self, config: ModelConfig, n_blocks: int) -> int:
+        """Bytes of KV when every slot is full. Memory is taken as it is written."""
+        return 2 * n_blocks * self.n_slots * config.n_kv_heads * self.ctx * config.head_dim * KV_VALUE_BYTES
+
+
+KV_VALUE_BYTES = 4  # fp32: attention reads it without conversion
+
+
+class Engine(Protocol):
+    """Blocks `[start, stop)` of one model, with their KV."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def kv_bytes(self) -> int: ...
+
+    def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Runs [T, d_model] through the blocks and writes KV at each span's position. Not thread-safe: one caller at a time.
+
+        Writing at a position again replaces what was there and all that follows, so a slot is freed by starting again at 0.
+        """
+        ...

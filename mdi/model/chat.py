@@ -1,0 +1,116 @@
+"""From a conversation to the text that a model was trained to continue: its chat template, rendered in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mdi.errors import ModelError
+from mdi.model.fields import Fields
+
+MAX_TEMPLATE_CHARS = 1 << 20  # the longest published ones, with tools, are some 20,000
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Roles are the template's matter: system, user and assistant are the usual ones."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """A model's own template. It is code from whoever made the model: it runs sandboxed and sees only its arguments.
+
+    The sandbox does not bound time: a template may loop for long.
+    """
+
+    def __init__(self, source: str, named_tokens: Mapping[str, str], origin: str) -> None:
+        """named_tokens: texts by name, such as `bos_token`. Raises ModelError for a template that does not parse."""
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise ModelError(f"the chat template of {origin} is {len(source)} characters long, more than {MAX_TEMPLATE_CHARS}")
+        self._named_tokens = dict(named_tokens)
+        self._origin = origin
+        try:
+            self._template: Template = _environment().from_string(source)
+        except TemplateError as error:
+            raise ModelError(f"the chat template of {origin} is not valid: {error}", hint="use --raw") from error
+
+    @classmethod
+    def find(cls, directory: Path, named_tokens: Mapping[str, str]) -> ChatTemplate | None:
+        """Of chat_template.jinja, chat_template.json and tokenizer_config.json the first that has one; None when none has."""
+        path = directory / "chat_template.jinja"
+        if path.is_file():
+            return cls(path.read_text(encoding="utf-8", errors="replace"), named_tokens, str(path))
+        for path in (directory / "chat_template.json", directory / "tokenizer_config.json"):
+            source = _source(Fields.read(path)) if path.is_file() else None
+            if source is not None:
+                return cls(source, named_tokens, str(path))
+        return None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text, up to where the assistant's next words begin if `add_generation_prompt`.
+
+        Raises ModelError when the template refuses the conversation (some take no system message, or want turns to alternate).
+        """
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self._template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._named_tokens
+            )
+        except Exception as error:  # a template is a program: it can fail in every way that one can
+            raise ModelError(
+                f"the chat template of {self._origin} refuses this conversation: {error}", hint="use --raw"
+            ) from error
+
+
+def _source(config: Fields) -> str | None:
+    """One template, or a list of named ones of which `default` is meant."""
+    value = config.values.get("chat_template")
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise config.refusal("chat_template", "a template or a list of named ones")
+    return value
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words, for training. Here it is only its content."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    extensions = [loopcontrols, _Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return environment
+
+
+def _tojson(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own escapes HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,169 @@
+"""A Hugging Face checkpoint on disk, read one tensor at a time: a 7B model is 13 GB, and a Raspberry Pi has 4."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi.errors import ModelError
+from mdi.model.config import ModelConfig
+from mdi.model.families import Role
+from mdi.model.fields import Fields
+from mdi.model.shards import AGAIN, DTYPES, Shard, StoredTensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SAMPLE_BYTES = 4096  # of a tensor's start, middle and end that go into the fingerprint
+COMPARE_BYTES = 1 << 20  # at a time, when two tensors are compared
+
+
+class Checkpoint:
+    """The weights of one model, checked against its config when opened, before anything is converted.
+
+    Nothing is held but what the caller keeps, and views are memory-mapped. Tensors that the family does not name
+    (such as `rotary_emb.inv_freq`) are ignored. Files must not change while it is open.
+    """
+
+    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard]) -> None:
+        self.directory = directory
+        self.config = config
+        self._shards = MappingProxyType(dict(shards))
+        self._where = {name: shard for shard in shards.values() for name in shard.tensors}
+        self.embedding, self.head = self._embedding_and_head()
+        """Tensor names; equal when the head is the embedding."""
+        self.final_norm = config.family.final_norm
+        self._check()
+
+    @classmethod
+    def open(cls, directory: Path, config: ModelConfig | None = None) -> Checkpoint:
+        """Reads every header, no weights.
+
+        Raises ModelError: no weights, a missing or truncated file, or a tensor that is missing, misshapen or of another type.
+        """
+        config = config or read_config(directory)
+        return cls(directory, config, {name: Shard.open(directory / name) for name in _shard_names(directory)})
+
+    @property
+    def head_is_embedding(self) -> bool:
+        """What the files hold, which decides where `config.tied_head` says otherwise."""
+        return self.head == self.embedding
+
+    def block_tensors(self, block: int) -> dict[Role, str]:
+        """Tensor names of one block by what they do."""
+        return self.config.family.block_tensors(block)
+
+    def raw(self, name: str) -> tuple[NDArray[Any], str]:
+        """A read-only view of the stored values, and their type: "F32", "F16", or "BF16" as uint16 bits."""
+        shard = self._where[name]
+        return shard.raw(name), shard.tensors[name].dtype
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""
+        shard = self._where[name]
+        values = shard.read(name)
+        match shard.tensors[name].dtype:
+            case "BF16":
+                bits = values.astype(np.uint32)
+                bits <<= 16
+                return bits.view(np.float32)
+            case _:
+                return values.astype(np.float32, copy=False)
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that stand for these weights, the same wherever the files lie; 13 GB take seconds.
+
+        Hashed are the config, every file's name, size and header, and 4 KiB from the start, middle and end of every tensor.
+        Any training changes whole tensors, so it is seen; an edit of single bytes by hand between the samples is not.
+        """
+        digest = hashlib.sha256(self.config.to_json().encode())
+        for name, shard in sorted(self._shards.items()):
+            digest.update(f"\n{name} {shard.data.size}\n".encode())
+            digest.update(shard.data[: shard.header_bytes].tobytes())
+            for tensor in shard.tensors.values():
+                middle = (tensor.start + tensor.stop) // 2
+                for start in (tensor.start, middle, max(tensor.start, tensor.stop - SAMPLE_BYTES)):
+                    digest.update(shard.data[start : min(start + SAMPLE_BYTES, tensor.stop)].tobytes())
+        return digest.hexdigest()
+
+    def _embedding_and_head(self) -> tuple[str, str]:
+        """As transformers 5 ties: a config says tied, but two different tensors stay two, and one serves for a missing one."""
+        embedding, head = self.config.family.embedding, self.config.family.head
+        if not self.config.tied_head:
+            return embedding, head
+        if head not in self._where:
+            return embedding, embedding
+        if embedding not in self._where:
+            return head, head
+        return embedding, embedding if self._equal(embedding, head) else head
+
+    def _equal(self, one: str, other: str) -> bool:
+        (a, a_type), (b, b_type) = self.raw(one), self.raw(other)
+        if a.shape != b.shape or a_type != b_type:
+            return False
+        a, b = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
+        starts = range(0, a.size, COMPARE_BYTES)
+        return all(np.array_equal(a[start : start + COMPARE_BYTES], b[start : start + COMPARE_BYTES]) for start in starts)
+
+    def _check(self) -> None:
+        matrix = (self.config.vocab_size, self.config.d_model)
+        expected = {self.embedding: matrix, self.final_norm: (self.config.d_model,), self.head: matrix}
+        shapes = self.config.block_shapes()
+        for block in range(self.config.n_blocks):
+            expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
+        missing = [name for name in expected if name not in self._where]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ModelError(f"{self.directory} lacks the tensor {missing[0]}{more}", hint=AGAIN)
+        for name, shape in expected.items():
+            self._check_tensor(name, shape, self._where[name].tensors[name])
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...], found: StoredTensor) -> None:
+        if found.shape != shape:
+            raise ModelError(
+                f"{name} in {self._where[name].path} has the shape {list(found.shape)}, but config.json means {list(shape)}",
+                hint="config.json and the weights are of different models: download both again",
+            )
+        if found.dtype not in DTYPES:
+            raise ModelError(
+                f"{name} in {self._where[name].path} is stored as {found.dtype}; only {', '.join(DTYPES)} can be read",
+                hint="use the model's fp16 or bf16 checkpoint; mdi quantises by itself",
+            )
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The config of the checkpoint in `directory`. Raises ModelError when there is none or it cannot be run."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{directory} holds no config.json", hint="point --model at the directory of a Hugging Face checkpoint"
+        )
+    return ModelConfig.from_hf(Fields.read(path).values, str(path))
+
+
+def _shard_names(directory: Path) -> list[str]:
+    if (directory / SINGLE).exists():
+        return [SINGLE]
+    index = directory / INDEX
+    if index.exists():
+        weight_map = Fields.read(index).object("weight_map")
+        names = sorted({weight_map.text(tensor) for tensor in weight_map.values}) if weight_map else []
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelError(f"{index} names {name!r:.80} as a file of weights, which is not a plain safetensors file name")
+            if not (directory / name).exists():
+                raise ModelError(f"{directory} lacks the file {name}, which {INDEX} names", hint=AGAIN)
+        if names:
+            return names
+    if any((directory / name).exists() for name in PICKLED):
+        raise ModelError(
+            f"{directory} holds only pickled weights (pytorch_model.bin), and unpickling would run code from them",
+            hint="choose a revision of the model with .safetensors files",
+        )
+    raise ModelError(f"{directory} holds no weights ({SINGLE} or {INDEX})", hint=AGAIN)

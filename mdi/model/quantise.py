@@ -1,0 +1,129 @@
+"""Weights in the form that `MatMulNBits` computes with: unsigned codes and one fp32 scale per block along K.
+
+A weight is `(code - zero) * scale` with `zero` 8 for 4 bits and 128 for 8 bits. 4-bit codes lie two to a byte, low nibble first.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi.errors import ModelError, UserError
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes
+DEFAULT_BLOCK = 128  # `make bench`: faster than 64 in decode and prefill on x86-64 with VNNI
+CHUNK_VALUES = 1 << 18  # values quantised at a time by one thread: 1 MiB of fp32 stays in the second-level cache
+
+
+class Quant(StrEnum):
+    """What `--quant` chooses."""
+
+    NONE = "none"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How every linear layer of a model is stored: 32 bits are plain fp32, 8 and 4 are codes with scales."""
+
+    bits: int
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8, 32):
+            raise ModelError(f"weights of {self.bits} bits are not known", hint="use --quant none, int8 or int4")
+        if self.bits == 32 and self.block != 0:
+            raise ModelError("fp32 weights have no block size")
+        if self.bits != 32 and self.block not in BLOCK_SIZES:
+            raise UserError(f"a block of {self.block} values is not possible", hint=f"use one of {BLOCK_SIZES}")
+
+    @classmethod
+    def of(cls, quant: Quant, block: int = DEFAULT_BLOCK) -> WeightFormat:
+        match quant:
+            case Quant.NONE:
+                return cls(32)
+            case Quant.INT8:
+                return cls(8, block)
+            case Quant.INT4:
+                return cls(4, block)
+
+    @property
+    def quantised(self) -> bool:
+        return self.bits != 32
+
+    def linear_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of one [rows, columns] weight."""
+        if not self.quantised:
+            return rows * columns * 4
+        blocks = -(-columns // self.block)
+        return rows * blocks * (self.block * self.bits // 8 + 4)
+
+    def to_json(self) -> dict[str, int]:
+        return {"bits": self.bits, "block": self.block}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WeightFormat:
+        return cls(int(data["bits"]), int(data["block"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """codes: uint8 [N, K/block, block*bits/8]; scales: float32 [N, K/block]."""
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+
+
+def quantise(weight: NDArray[np.float32], fmt: WeightFormat) -> Quantised:
+    """Rounds [N, K] to the nearest code; K is padded with zeros to a whole number of blocks.
+
+    The value of largest magnitude in a block maps to the code furthest from zero (-8 or -128), so it is kept exactly.
+    """
+    n, k = weight.shape
+    blocks = -(-k // fmt.block)
+    if blocks * fmt.block != k:
+        weight = np.pad(weight, ((0, 0), (0, blocks * fmt.block - k)))
+    codes = np.empty((n, blocks, fmt.block * fmt.bits // 8), np.uint8)
+    scales = np.empty((n, blocks), np.float32)
+    step = max(1, CHUNK_VALUES // (blocks * fmt.block))
+
+    def work(start: int) -> None:
+        rows = slice(start, min(n, start + step))
+        chunk = np.ascontiguousarray(weight[rows]).reshape(-1, blocks, fmt.block)
+        codes[rows], scales[rows] = _quantise_chunk(chunk, fmt.bits)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock in its loops
+        list(pool.map(work, range(0, n, step)))
+    return Quantised(codes, scales)
+
+
+def _quantise_chunk(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    zero = 1 << (bits - 1)
+    high, low = values.max(-1), values.min(-1)
+    extreme = np.where(high > -low, high, low)
+    scales = extreme / np.float32(-zero)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
+    scaled = values * inverse[..., None]
+    np.rint(scaled, out=scaled)
+    scaled += zero
+    np.clip(scaled, 0, 2 * zero - 1, out=scaled)
+    codes = scaled.astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes, scales
+
+
+def dequantise(weight: Quantised, columns: int, bits: int) -> NDArray[np.float32]:
+    """Back to float32 [N, columns]; for tests and for rows of a quantised embedding."""
+    codes = weight.codes
+    if bits == 4:
+        codes = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*codes.shape[:-1], -1)
+    centred = codes.astype(np.float32) - np.float32(1 << (bits - 1))
+    return (centred * weight.scales[..., None]).reshape(len(codes), -1)[:, :columns]

@@ -1,0 +1,83 @@
+"""Between protobuf messages and our own types. What comes in is checked here, before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mdi.engine.protocol import StageShape
+from mdi.errors import PeerError
+from mdi.model.config import ModelConfig
+from mdi.model.packs import PackRef
+from mdi.model.quantise import WeightFormat
+from mdi.node.dial import NodeAddress
+from mdi.node.stage import StageSpec
+from mdi.plan.plan import BlockRange
+from mdi.wire import mdi_pb2 as pb
+from mdi.wire.ring import RingTarget
+
+MAX_BLOCKS_PER_REQUEST = 1024  # as many as any model may have (mdi.model.config)
+MAX_ADDRESSES = 16
+MAX_NAME_CHARS = 80
+
+
+def pack_refs(packs: Iterable[pb.PackRef]) -> tuple[PackRef, ...]:
+    refs = tuple(PackRef(pack.sha256, pack.bytes) for pack in packs)
+    if len(refs) > MAX_BLOCKS_PER_REQUEST + 2:
+        raise PeerError(f"{len(refs)} packs in one request, more than {MAX_BLOCKS_PER_REQUEST + 2}")
+    return refs
+
+
+def pack_list(refs: Iterable[PackRef]) -> pb.PackList:
+    return pb.PackList(packs=[pb.PackRef(sha256=ref.sha256, bytes=ref.n_bytes) for ref in refs])
+
+
+def weight_format(message: pb.WeightFormat) -> WeightFormat:
+    return WeightFormat(message.bits, message.block)
+
+
+def weight_format_message(fmt: WeightFormat) -> pb.WeightFormat:
+    return pb.WeightFormat(bits=fmt.bits, block=fmt.block)
+
+
+def node_address(message: pb.PeerAddress) -> NodeAddress:
+    if not 1 <= len(message.addresses) <= MAX_ADDRESSES or not 1 <= message.port <= 65535 or len(message.name) > MAX_NAME_CHARS:
+        raise PeerError("the address of a node is not usable")
+    return NodeAddress(message.node_id, message.name, tuple(message.addresses), message.port)
+
+
+def peer_address_message(node: NodeAddress) -> pb.PeerAddress:
+    return pb.PeerAddress(node_id=node.node_id, name=node.name, addresses=node.addresses, port=node.port)
+
+
+def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int) -> StageSpec:
+    """Raises a typed error naming what is wrong."""
+    return StageSpec(
+        target=RingTarget(request.session, request.epoch),
+        starter_id=starter_id,
+        model=request.model[:MAX_NAME_CHARS],
+        config=ModelConfig.from_json(request.config_json),
+        fmt=weight_format(request.format),
+        blocks=BlockRange(request.start, request.stop),
+        packs=pack_refs(request.packs),
+        shape=StageShape(request.n_slots, request.ctx, threads),
+        max_tokens=request.max_tokens,
+        next=node_address(request.next) if request.HasField("next") else None,
+    )
+
+
+def load_request(spec: StageSpec) -> pb.LoadStageRequest:
+    """The inverse of `stage_spec`, on the starter."""
+    return pb.LoadStageRequest(
+        session=spec.target.session,
+        epoch=spec.target.epoch,
+        model=spec.model,
+        config_json=spec.config.to_json(),
+        format=weight_format_message(spec.fmt),
+        start=spec.blocks.start,
+        stop=spec.blocks.stop,
+        packs=pack_list(spec.packs).packs,
+        n_slots=spec.shape.n_slots,
+        ctx=spec.shape.ctx,
+        max_tokens=spec.max_tokens,
+        next=None if spec.next is None else peer_address_message(spec.next),
+    )

@@ -1,0 +1,94 @@
+"""A loaded stage: what a frame must look like, in which order frames come, and what is computed. Synchronous: no network, no clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mdi.engine.protocol import Engine, StageShape
+from mdi.errors import FrameError, UserError
+from mdi.model.config import ModelConfig
+from mdi.model.packs import PackRef
+from mdi.model.quantise import WeightFormat
+from mdi.node.dial import NodeAddress
+from mdi.plan.plan import BlockRange
+from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
+from mdi.wire.ring import RingTarget
+
+# What a session takes beside weights and KV: graph, activations, and the copy of scales that onnxruntime keeps in its own order.
+# `make bench`: resident memory of a stage of 8 blocks of the 1B shape, int4.
+STAGE_BYTES = 48 << 20
+RESIDENT_FACTOR = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """What a starter asks a node to hold. `packs` are those of `blocks`, in order; `next` None is the last stage."""
+
+    target: RingTarget
+    starter_id: str
+    model: str
+    config: ModelConfig
+    fmt: WeightFormat
+    blocks: BlockRange
+    packs: tuple[PackRef, ...]
+    shape: StageShape
+    max_tokens: int
+    next: NodeAddress | None
+
+    def __post_init__(self) -> None:
+        if not len(self.blocks) or self.blocks.stop > self.config.n_blocks or len(self.packs) != len(self.blocks):
+            raise UserError(f"a stage of {len(self.packs)} packs for blocks {self.blocks.start} to {self.blocks.stop} is not possible")
+        if self.shape.ctx > self.config.max_positions:
+            raise UserError(f"the model has {self.config.max_positions} positions, fewer than --ctx {self.shape.ctx}")
+
+    @property
+    def limits(self) -> FrameLimits:
+        return FrameLimits(self.config.d_model, self.max_tokens, self.shape.n_slots, self.shape.ctx, "f32")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the loaded stage takes when all its slots are full."""
+        weights = sum(pack.n_bytes for pack in self.packs)
+        return int(RESIDENT_FACTOR * weights) + self.shape.kv_bytes(self.config, len(self.blocks)) + STAGE_BYTES
+
+
+class LoadedStage:
+    """Turns frames into frames. One caller at a time: the engine thread."""
+
+    def __init__(self, spec: StageSpec, engine: Engine) -> None:
+        self.spec = spec
+        self.steps = 0
+        self.busy_s = 0.0
+        self._engine = engine
+        self._limits = spec.limits
+        self._tokens_in_slot = [0] * spec.shape.n_slots
+
+    def compute(self, data: bytes) -> bytes:
+        """One step: the frame for the next stage, or on the last stage the rows that the starter wants.
+
+        Raises FrameError for a frame that is damaged, stale or out of order; nothing is computed then.
+        """
+        started = time.perf_counter()
+        frame = decode(data, self._limits)
+        self._check_order(frame)
+        hidden = self._engine.forward(frame.rows, frame.hidden) if frame.rows else frame.hidden
+        self.steps += 1
+        for row in frame.rows:
+            self._tokens_in_slot[row.slot] = row.position + row.count
+        result = encode(frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden))
+        self.busy_s += time.perf_counter() - started
+        return result
+
+    def _check_order(self, frame: Frame) -> None:
+        if frame.epoch != self.spec.target.epoch:
+            raise FrameError(f"A frame of epoch {frame.epoch} was refused: this stage belongs to epoch {self.spec.target.epoch}.")
+        if frame.step != self.steps:
+            raise FrameError(f"Step {frame.step} was refused: step {self.steps} comes next.")
+        for row in frame.rows:
+            self._check_row(row)
+
+    def _check_row(self, row: Row) -> None:
+        held = self._tokens_in_slot[row.slot]
+        if row.position > held:
+            raise FrameError(f"A row at position {row.position} of slot {row.slot} was refused: the slot holds {held} tokens.")

@@ -1,0 +1,133 @@
+"""The stages that a node holds, for whom, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mdi.engine.onnx_engine import OnnxEngine
+from mdi.errors import NoRoom, PeerError
+from mdi.node.packs import PackStore
+from mdi.node.stage import LoadedStage, StageSpec
+from mdi.profile.memory import format_bytes
+from mdi.wire.ring import RingTarget
+
+LEASE_S = 30.0  # a starter that vanished gets this long to come back before its stage is freed
+MAX_STAGES = 16  # sessions at once; memory is refused long before
+MAX_WAITING_RESULTS = 8  # frames of a last stage that its starter has not taken yet; a starter has at most that many steps in flight
+
+
+@dataclass(slots=True)
+class Held:
+    """A stage, the results that wait for its starter (None: there will be no more), and its lease."""
+
+    stage: LoadedStage
+    expires_s: float
+    watchers: int = 0
+    results: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_RESULTS))
+
+
+class Stages:
+    """One stage per session. All methods belong to the event loop; `offered` says how much memory a new stage may take."""
+
+    def __init__(self, packs: PackStore, offered: Callable[[int], int], now_s: Callable[[], float]) -> None:
+        self._packs = packs
+        self._offered = offered
+        self._now_s = now_s
+        self._held: dict[str, Held] = {}
+        self._loading_bytes: dict[str, int] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that loaded and loading stages take."""
+        return sum(held.stage.spec.memory_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
+
+    @property
+    def offered_bytes(self) -> int:
+        return max(0, self._offered(self.used_bytes))
+
+    def __iter__(self) -> Iterator[LoadedStage]:
+        return (held.stage for held in self._held.values())
+
+    async def load(self, spec: StageSpec) -> LoadedStage:
+        """Loads a stage in place of the session's older one. Raises NoRoom, ModelError, or PeerError for an epoch that is not newer."""
+        session = spec.target.session
+        if session in self._loading_bytes:
+            raise PeerError(f"session {session} is loading a stage already")
+        if (old := self._held.get(session)) is not None:
+            self._check_owner(old, spec.starter_id)
+            if spec.target.epoch <= old.stage.spec.target.epoch:
+                raise PeerError(f"epoch {spec.target.epoch} is not newer than {old.stage.spec.target.epoch}")
+            self._drop(session)
+        if len(self._held) + len(self._loading_bytes) >= MAX_STAGES:
+            raise NoRoom(f"this node holds {MAX_STAGES} stages already", hint="end another `mdi run` first")
+        if spec.memory_bytes > self.offered_bytes:
+            raise NoRoom(
+                f"{len(spec.blocks)} blocks need {format_bytes(spec.memory_bytes)}, and {format_bytes(self.offered_bytes)} are offered",
+                hint="plan again: run the command once more, or lower --ctx",
+            )
+        self._loading_bytes[session] = spec.memory_bytes
+        try:
+            packs = [self._packs.open(ref) for ref in spec.packs]
+            engine = await asyncio.to_thread(OnnxEngine, spec.config, packs, spec.shape)
+        finally:
+            del self._loading_bytes[session]
+        stage = LoadedStage(spec, engine)
+        self._held[session] = Held(stage, self._now_s() + LEASE_S)
+        return stage
+
+    def get(self, target: RingTarget) -> Held:
+        """Raises PeerError when the session has no stage here, or one of another epoch."""
+        held = self._held.get(target.session)
+        if held is None:
+            raise PeerError(f"session {target.session} has no stage on this node", hint="run the command again")
+        if held.stage.spec.target.epoch != target.epoch:
+            raise PeerError(f"epoch {target.epoch} is over: this node is at {held.stage.spec.target.epoch}")
+        return held
+
+    def unload(self, session: str, starter_id: str) -> bool:
+        """Frees the session's stage; False when there is none. Raises PeerError when it is another starter's."""
+        held = self._held.get(session)
+        if held is None:
+            return False
+        self._check_owner(held, starter_id)
+        self._drop(session)
+        return True
+
+    @contextmanager
+    def watch(self, session: str, starter_id: str) -> Iterator[LoadedStage]:
+        """Keeps the session's stage while the context is open, and LEASE_S longer."""
+        held = self._held.get(session)
+        if held is None:
+            raise PeerError(f"session {session} has no stage on this node", hint="run the command again")
+        self._check_owner(held, starter_id)
+        held.watchers += 1
+        try:
+            yield held.stage
+        finally:
+            held.watchers -= 1
+            held.expires_s = self._now_s() + LEASE_S
+
+    def expire(self) -> list[str]:
+        """Frees stages whose lease is over. Returns their sessions."""
+        now_s = self._now_s()
+        over = [session for session, held in self._held.items() if not held.watchers and held.expires_s <= now_s]
+        for session in over:
+            self._drop(session)
+        return over
+
+    def close(self) -> None:
+        for session in tuple(self._held):
+            self._drop(session)
+
+    def _drop(self, session: str) -> None:
+        results = self._held.pop(session).results
+        if results.full():
+            results.get_nowait()
+        results.put_nowait(None)
+
+    def _check_owner(self, held: Held, starter_id: str) -> None:
+        if held.stage.spec.starter_id != starter_id:
+            raise PeerError(f"that session belongs to node {held.stage.spec.starter_id[:12]}")

@@ -1,0 +1,114 @@
+"""What the command line (and later the HTTP server) says to the pipeline, and hears from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mdi.engine.sampling import SamplingParams
+from mdi.errors import UserError
+from mdi.model.quantise import DEFAULT_BLOCK, Quant
+from mdi.plan.plan import Objective
+
+MAX_NODES = 1024
+DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleeping Wi-Fi radio takes up to a second
+
+
+@dataclass(frozen=True, slots=True)
+class StarterOptions:
+    """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand."""
+
+    model: str = "demo"
+    quant: Quant = Quant.INT4
+    block: int = DEFAULT_BLOCK
+    ctx: int | None = None
+    n_slots: int = 1
+    objective: Objective = Objective.LATENCY
+    min_nodes: int = 1
+    split: tuple[int, ...] | None = None
+    peers: tuple[str, ...] = ()
+    discovery: bool = True
+    wait_s: float = DEFAULT_WAIT_S
+    threads: int | None = None
+    max_memory_bytes: int | None = None
+    refresh_profiles: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_nodes <= MAX_NODES:
+            raise UserError(f"--min-nodes {self.min_nodes} is outside 1 to {MAX_NODES}")
+        if self.ctx is not None and self.ctx < 16:
+            raise UserError(f"--ctx {self.ctx} is too short for any conversation", hint="choose at least 16 tokens")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads {self.threads} leaves nobody to compute", hint="choose at least 1")
+        if self.split is not None and (min(self.split) < 0 or not any(self.split)):
+            raise UserError("--split needs counts of blocks such as 4,6,6", hint="a node's count may be 0, but not all of them")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One long piece of work that goes on: `label` names it for a person, `done` of `total` counts parts or bytes."""
+
+    key: str
+    label: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the model ended its turn, or a stop string came
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate. `max_tokens` None goes on until the model stops or the context is full."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams = SamplingParams()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise UserError("the prompt is empty", hint="type something to answer")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"--max-tokens {self.max_tokens} asks for nothing", hint="choose at least 1")
+        if any(not text for text in self.stop):
+            raise UserError("an empty --stop string would end every answer at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The text that one more token made printable; may be empty. `token_id` None: text that was held back until the end."""
+
+    text: str
+    token_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """`decode_tokens_per_s` counts from the first token to the last; None with fewer than two."""
+
+    ttft_s: float
+    total_s: float
+    prompt_tokens: int
+    reused_tokens: int  # of the prompt, found in KV
+    new_tokens: int
+    decode_tokens_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer. `text` is without the stop string; `token_ids` without the end-of-turn token."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    timings: Timings

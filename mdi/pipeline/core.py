@@ -1,0 +1,125 @@
+"""The starter's part of a step: embedding and first blocks before it leaves, norm, head and sampling when it comes back.
+
+Synchronous, and all of it in one call per frame: the starter's loop hands over to the engine thread once per token, not four times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi.engine.onnx_engine import Head
+from mdi.engine.protocol import Engine
+from mdi.engine.sampling import sample
+from mdi.errors import FrameError, InternalError
+from mdi.model.packed import Embedding
+from mdi.pipeline.scheduler import Scheduler, Sequence, Step
+from mdi.wire.frame import Frame, FrameLimits, decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """`token_id` None: the sequence ended without another one. `is_last`: no token follows."""
+
+    sequence: Sequence
+    token_id: int | None
+    is_last: bool
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one call of the core gave: a frame for the first worker, and tokens for the conversations."""
+
+    frame: bytes | None = None
+    tokens: list[NewToken] = field(default_factory=list)
+
+
+class StarterCore:
+    """One caller at a time: the engine thread. `limits` None: there are no workers, and each step is finished here."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        embedding: Embedding,
+        local: Engine | None,
+        head: Head,
+        *,
+        epoch: int = 0,
+        limits: FrameLimits | None = None,
+        max_in_flight: int = 1,
+    ) -> None:
+        self._scheduler = scheduler
+        self._embedding = embedding
+        self._local = local
+        self._head = head
+        self._epoch = epoch
+        self._limits = limits
+        self._max_in_flight = max_in_flight
+        self._in_flight: deque[tuple[int, Step]] = deque()
+        self.steps = 0
+        self.local_steps = 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def can_send(self) -> bool:
+        return self._scheduler.has_work and len(self._in_flight) < self._max_in_flight
+
+    def turn(self, result: bytes | None = None) -> Turn:
+        """Takes a result frame, if there is one, and starts the next step, if there is one.
+
+        Raises FrameError for a result that is not that of the oldest step in flight.
+        """
+        turn = Turn()
+        if result is not None:
+            self._finish(result, turn)
+        if self.can_send:
+            self._start(turn)
+        return turn
+
+    def _start(self, turn: Turn) -> None:
+        step = self._scheduler.next_step()
+        if step is None:
+            raise InternalError("a step without rows")
+        hidden = self._embedding.rows(step.token_ids)
+        if self._local is not None:
+            hidden = self._local.forward(step.rows, hidden)
+            self.local_steps += 1
+        frame = Frame(self._epoch, self.steps, step.rows, (), hidden)
+        self.steps += 1
+        if self._limits is None:
+            self._sample(step, np.asarray(frame.emitted(hidden).hidden, np.float32), turn)
+        else:
+            self._in_flight.append((frame.step, step))
+            turn.frame = encode(frame)
+
+    def _finish(self, data: bytes, turn: Turn) -> None:
+        if self._limits is None or not self._in_flight:
+            raise FrameError("a result came that nobody waits for")
+        number, step = self._in_flight[0]
+        frame = decode(data, self._limits, check_finite=True)
+        wanted = tuple((row.slot, row.position + row.count - row.emit, row.emit) for row in step.rows if row.emit)
+        if (frame.epoch, frame.step) != (self._epoch, number):
+            raise FrameError(f"the result of step {frame.step} of epoch {frame.epoch} came, not that of step {number}")
+        if tuple((row.slot, row.position, row.count) for row in frame.rows) != wanted:
+            raise FrameError(f"the result of step {number} holds other rows than were asked for")
+        self._in_flight.popleft()
+        self._sample(step, np.asarray(frame.hidden, np.float32), turn)
+
+    def _sample(self, step: Step, hidden: NDArray[np.float32], turn: Turn) -> None:
+        """`hidden` [emitted rows, d_model]: one row for each sequence that has caught up."""
+        emitting = [sequence for row, sequence in zip(step.rows, step.sequences, strict=True) if row.emit]
+        live = [(i, sequence) for i, sequence in enumerate(emitting) if sequence.finish is None]
+        if not live:
+            return
+        logits = self._head.logits(hidden if len(live) == len(hidden) else hidden[[i for i, _ in live]])
+        for row, (_, sequence) in zip(logits, live, strict=True):
+            token = sample(row, sequence.params, len(sequence.tokens) - sequence.n_prompt)
+            turn.tokens.append(NewToken(sequence, token if sequence.accept(token) else None, sequence.finish is not None))
+            if sequence.finish is not None:
+                self._scheduler.release(sequence)

@@ -1,0 +1,171 @@
+"""From the nodes that answered to the planner's input: what each can do with this model, and each link."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+
+from mdi.engine.protocol import StageShape
+from mdi.engine.thread import EngineThread
+from mdi.errors import MdiError
+from mdi.model.config import ModelConfig
+from mdi.model.packed import packed_bytes
+from mdi.model.quantise import WeightFormat
+from mdi.node.links import LinkTimes
+from mdi.node.measure import Measurer
+from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
+from mdi.pipeline.api import OnProgress, Progress, StarterOptions
+from mdi.pipeline.links import LinkMemory, Pair, measure_pairs
+from mdi.pipeline.survey import House, Neighbour
+from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
+from mdi.profile.blocks import LinearTime
+from mdi.profile.device import usable_threads
+from mdi.profile.memory import offered_bytes
+from mdi.wire import mdi_pb2 as pb
+
+DEFAULT_CTX = 4096
+FRAME_BYTES = 1 << 20  # facts/grpc.md: larger frames hold up everything else on the connection
+MIN_CHUNK, MAX_CHUNK = 32, 256  # int4 kernels reach 94 % of their speed at 32 rows
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every node is asked to be able to hold and is measured for."""
+
+    config: ModelConfig
+    fmt: WeightFormat
+    ctx: int
+    n_slots: int
+    chunk_tokens: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, options: StarterOptions) -> Workload:
+        ctx = min(options.ctx or DEFAULT_CTX, config.max_positions)
+        chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
+        return cls(config, WeightFormat.of(options.quant, options.block), ctx, options.n_slots, min(chunk, ctx))
+
+    @property
+    def decode_bytes(self) -> int:
+        return 4 * self.config.d_model + 128
+
+    @property
+    def prefill_bytes(self) -> int:
+        return self.chunk_tokens * 4 * self.config.d_model + 128
+
+    def model_cost(self) -> ModelCost:
+        one = StageShape(1, 1, 1)
+        return ModelCost(
+            n_blocks=self.config.n_blocks,
+            block_bytes=packed_bytes(self.config, self.fmt)[0],
+            kv_bytes_per_token=one.kv_bytes(self.config, 1),
+            ctx=self.ctx,
+            slots=self.n_slots,
+            stage_bytes=STAGE_BYTES,
+            chunk_tokens=self.chunk_tokens,
+            resident_factor=RESIDENT_FACTOR,
+        )
+
+
+async def draw_problem(
+    house: House, workload: Workload, options: StarterOptions, engine: EngineThread, on_progress: OnProgress
+) -> Problem:
+    """Measures what is not known yet. A worker that fails on the way is left out and listed in `house.problems`."""
+    threads = options.threads or (house.own.info.threads if house.own else usable_threads())
+    measurer = Measurer(house.home.profiles_path, engine, threads)
+    refresh = options.refresh_profiles
+    label = "measuring the nodes"
+    total = len(house.others) + 1
+    on_progress(Progress("profile", label, 0, total))
+    blocks = await measurer.blocks(
+        workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+    )
+    head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
+    on_progress(Progress("profile", label, 1, total))
+    starter = NodeCost(house.node_id, _own_name(house), _own_memory(house, options), _time(blocks.decode), _time(blocks.prefill))
+
+    profiles = await _profile_others(house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total)))
+    workers = [
+        NodeCost(
+            neighbour.info.node_id,
+            neighbour.info.name,
+            profile.memory_offered_bytes,
+            StageTime(profile.decode.overhead_s, profile.decode.block_s),
+            StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
+        )
+        for neighbour, profile in profiles
+    ]
+    links = await _links(house, [neighbour for neighbour, _ in profiles], workload, refresh, on_progress)
+    head_bytes = int(RESIDENT_FACTOR * packed_bytes(workload.config, workload.fmt)[1])
+    return Problem(
+        workload.model_cost(),
+        (starter, *workers),
+        StarterCost(head.decode_s, head.decode_s, head_bytes),
+        {ids: LinkCost(link.decode_s, link.prefill_s) for ids, link in links.items()},
+    )
+
+
+async def _profile_others(house: House, workload: Workload, refresh: bool, on_done) -> list[tuple[Neighbour, pb.NodeProfile]]:  # type: ignore[no-untyped-def]
+    """Devices measure at the same time; nodes that share a device, one after another."""
+    done: list[tuple[Neighbour, pb.NodeProfile]] = []
+
+    async def one_device(neighbours: list[Neighbour]) -> None:
+        for neighbour in neighbours:
+            try:
+                profile = await neighbour.peer.profile(
+                    workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+                )
+            except MdiError as error:
+                house.drop(neighbour, str(error))
+            else:
+                done.append((neighbour, profile))
+            on_done(len(done))
+
+    by_device = itertools.groupby(sorted(house.others, key=_device), key=_device)
+    await asyncio.gather(*[one_device(list(group)) for _, group in by_device])
+    return sorted(done, key=lambda each: each[0].info.node_id)
+
+
+def _device(neighbour: Neighbour) -> str:
+    return neighbour.member.addresses[0]
+
+
+async def _links(
+    house: House, workers: list[Neighbour], workload: Workload, refresh: bool, on_progress: OnProgress
+) -> dict[tuple[str, str], LinkTimes]:
+    """Both directions of every pair, from memory where it is fresh."""
+    sizes = (workload.decode_bytes, workload.prefill_bytes)
+    memory = LinkMemory(house.home.profiles_path / "links.json", *sizes)
+    by_id = {neighbour.info.node_id: neighbour for neighbour in workers}
+    pairs: list[Pair] = [(a, b) for a, b in itertools.combinations(sorted((house.node_id, *by_id)), 2)]
+    known = {} if refresh else {pair: link for pair in pairs if (link := memory.recall(pair)) is not None}
+    unknown = [pair for pair in pairs if pair not in known]
+
+    async def measure(pair: Pair) -> LinkTimes:
+        first, second = pair if pair[1] != house.node_id else (pair[1], pair[0])
+        if first == house.node_id:
+            return await by_id[second].peer.link_from_here(*sizes)
+        return await by_id[first].peer.link_to(by_id[second].peer.address, *sizes)
+
+    if unknown:
+        label = "measuring the links"
+        on_progress(Progress("links", label, 0, len(unknown)))
+        known |= (measured := await measure_pairs(unknown, measure, lambda n: on_progress(Progress("links", label, n, len(unknown)))))
+        memory.remember(measured)
+    return known | {(b, a): link for (a, b), link in known.items()}
+
+
+def _own_name(house: House) -> str:
+    return house.own.info.name if house.own else "this device"
+
+
+def _own_memory(house: House, options: StarterOptions) -> int:
+    """What the starter may take: what its own daemon offers, within what the user allows this command."""
+    if house.own is None:
+        return offered_bytes(options.max_memory_bytes, 0)
+    offered = house.own.info.memory_offered_bytes
+    return offered if options.max_memory_bytes is None else min(offered, options.max_memory_bytes)
+
+
+def _time(time: LinearTime) -> StageTime:
+    return StageTime(time.overhead_s, time.block_s)

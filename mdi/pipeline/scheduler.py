@@ -1,0 +1,146 @@
+"""What to compute next. Pure: it knows tokens and counts, no engine, no network, no clock.
+
+One rule: every sequence has tokens, and a count of those that were sent on their way; a step takes rows so that each catches up.
+Prefill in chunks, decoding, reuse of a common beginning and replay after a failure are all that rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from mdi.engine.sampling import SamplingParams
+from mdi.errors import ClusterError, InternalError, PromptTooLong
+from mdi.pipeline.api import FinishReason
+from mdi.wire.frame import Row
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making. `tokens` (prompt and answer so far) with `params` is the whole truth about it."""
+
+    tokens: list[int]
+    n_prompt: int
+    n_limit: int  # tokens in all at which it ends
+    stop_ids: frozenset[int]
+    params: SamplingParams
+    slot: int
+    n_sent: int  # tokens that are in KV or on their way there
+    finish: FinishReason | None = None
+
+    @property
+    def n_waiting(self) -> int:
+        return 0 if self.finish else len(self.tokens) - self.n_sent
+
+    def accept(self, token: int) -> bool:
+        """Takes the sampled next token. False when it ends the answer instead of being part of it."""
+        if token in self.stop_ids:
+            self.finish = FinishReason.STOP
+            return False
+        self.tokens.append(token)
+        if len(self.tokens) >= self.n_limit:
+            self.finish = FinishReason.LENGTH
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows of one micro-batch and whose they are, in the same order."""
+
+    rows: tuple[Row, ...]
+    sequences: tuple[Sequence, ...]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of all rows, one after another."""
+        ids: list[int] = []
+        for row, sequence in zip(self.rows, self.sequences, strict=True):
+            ids += sequence.tokens[row.position : row.position + row.count]
+        return ids
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A KV slot: the tokens whose KV it holds on every stage, and who uses it."""
+
+    held: list[int] = field(default_factory=list)
+    owner: Sequence | None = None
+
+
+class Scheduler:
+    """Sequences over `n_slots` KV slots of `ctx` tokens; a step holds at most `chunk_tokens` tokens."""
+
+    def __init__(self, *, n_slots: int, ctx: int, chunk_tokens: int) -> None:
+        self._slots = [_Slot() for _ in range(n_slots)]
+        self._ctx = ctx
+        self._chunk_tokens = chunk_tokens
+
+    def admit(
+        self, prompt: Seq[int], params: SamplingParams, *, max_new: int | None = None, stop_ids: frozenset[int] = frozenset()
+    ) -> Sequence:
+        """A new sequence in the free slot that shares the longest beginning with it.
+
+        Raises PromptTooLong, or ClusterError when every slot is busy.
+        """
+        if len(prompt) >= self._ctx:
+            raise PromptTooLong(
+                f"the conversation has {len(prompt)} tokens, and the context {self._ctx}",
+                hint="start a new one (/reset), shorten the prompt, or choose a larger --ctx",
+            )
+        free = [i for i, slot in enumerate(self._slots) if slot.owner is None]
+        if not free:
+            raise ClusterError(f"all {len(self._slots)} conversations are busy", hint="wait for one to end")
+        best = max(free, key=lambda i: (_common(self._slots[i].held, prompt), -len(self._slots[i].held)))
+        slot = self._slots[best]
+        # The last prompt token is computed even when it is held: its output is what the first new token is drawn from.
+        n_reused = min(_common(slot.held, prompt), len(prompt) - 1)
+        limit = self._ctx if max_new is None else min(self._ctx, len(prompt) + max_new)
+        sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused)
+        slot.owner = sequence
+        del slot.held[n_reused:]
+        return sequence
+
+    @property
+    def has_work(self) -> bool:
+        return any(slot.owner is not None and slot.owner.n_waiting for slot in self._slots)
+
+    def next_step(self) -> Step | None:
+        """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""
+        waiting = [slot.owner for slot in self._slots if slot.owner is not None and slot.owner.n_waiting]
+        rows, sequences, budget = [], [], self._chunk_tokens
+        for sequence in sorted(waiting, key=lambda sequence: sequence.n_waiting):
+            count = min(sequence.n_waiting, budget)
+            if count == 0:
+                break
+            emit = int(sequence.n_sent + count == len(sequence.tokens))
+            rows.append(Row(sequence.slot, sequence.n_sent, count, emit))
+            sequences.append(sequence)
+            held = self._slots[sequence.slot].held
+            held += sequence.tokens[sequence.n_sent : sequence.n_sent + count]
+            sequence.n_sent += count
+            budget -= count
+        return Step(tuple(rows), tuple(sequences)) if rows else None
+
+    def release(self, sequence: Sequence) -> None:
+        """Frees the slot; what it holds may serve the next sequence with the same beginning."""
+        slot = self._slots[sequence.slot]
+        if slot.owner is not sequence:
+            raise InternalError("a sequence was released twice")
+        slot.owner = None
+
+    def check_integrity(self) -> None:
+        """Held tokens are those that were sent, and none lies outside the context."""
+        for slot in self._slots:
+            owner = slot.owner
+            if len(slot.held) > self._ctx or (owner is not None and slot.held != owner.tokens[: owner.n_sent]):
+                raise InternalError("a slot's tokens are not its sequence's")
+
+
+def _common(left: Seq[int], right: Seq[int]) -> int:
+    """Length of the common beginning."""
+    n = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

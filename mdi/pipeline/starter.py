@@ -1,0 +1,210 @@
+"""The starter: finds the nodes, plans, deploys, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from mdi.cluster.home import Home
+from mdi.engine.onnx_engine import Head, OnnxEngine
+from mdi.engine.protocol import StageShape
+from mdi.engine.thread import EngineThread
+from mdi.errors import UserError
+from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
+from mdi.model.packs import open_pack
+from mdi.model.source import Model, resolve
+from mdi.node.daemon import SWITCH_INTERVAL_S
+from mdi.pipeline.answer import answer
+from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
+from mdi.pipeline.core import StarterCore
+from mdi.pipeline.deploy import Deployment, deploy
+from mdi.pipeline.drive import Drive
+from mdi.pipeline.problem import Workload, draw_problem
+from mdi.pipeline.ring import open_ring
+from mdi.pipeline.scheduler import Scheduler
+from mdi.pipeline.survey import House, open_house
+from mdi.plan.costs import Problem
+from mdi.plan.plan import Plan
+from mdi.plan.solve import manual, solve
+from mdi.profile.device import usable_threads
+from mdi.wire.frame import FrameLimits
+
+STEP_TIMEOUT_FLOOR_S = 10.0
+STEP_TIMEOUT_FACTOR = 30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
+PREFILL_STEPS_PER_STAGE = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """`mdi plan`'s answer. `problems` are sentences about nodes that were left out."""
+
+    model_name: str
+    problem: Problem
+    plan: Plan
+    problems: tuple[str, ...]
+
+
+class Starter:
+    """A model that is up. One `generate` per KV slot at a time."""
+
+    def __init__(
+        self, model: Model, workload: Workload, planned: Planned, core: StarterCore, drive: Drive, deployment: Deployment
+    ) -> None:
+        self.model = model
+        self.plan = planned.plan
+        self.problem = planned.problem
+        self.problems = planned.problems
+        self.ctx = workload.ctx
+        self._core = core
+        self._drive = drive
+        self._deployment = deployment
+        self._running: list[asyncio.Event] = []
+
+    async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
+        """Pieces of text as they come, then one Answer. Raises PromptTooLong before anything runs, ClusterError when a node fails."""
+        cancelled = asyncio.Event()
+        self._running.append(cancelled)
+        try:
+            async for item in answer(self._drive, self.model.tokenizer, request, cancelled):
+                yield item
+        finally:
+            self._running.remove(cancelled)
+
+    def cancel(self) -> None:
+        """Ends every running answer; each still gives its Answer, and its KV stays for the next turn."""
+        for cancelled in self._running:
+            cancelled.set()
+
+    async def stage_steps(self) -> dict[str, int]:
+        """Steps that each node of the plan computed, by node name."""
+        steps = {self.plan.stages[0].name: self._core.local_steps}
+        for worker in self._deployment.workers:
+            info = await worker.peer.info()
+            session = self._deployment.target.session
+            steps[worker.stage.name] = sum(stage.steps for stage in info.stages if stage.session == session)
+        return steps
+
+
+@asynccontextmanager
+async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgress) -> AsyncIterator[Starter]:
+    """Brings a model up on this device and the others. Raises UserError for what was asked wrong, ClusterError for what failed."""
+    model = Model(resolve(options.model))
+    workload = Workload.of(model.config, options)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    async with AsyncExitStack() as stack:
+        engine = stack.enter_context(EngineThread())
+        packing = asyncio.create_task(_pack(model, workload, home, on_progress), name="prepare the packs")
+        stack.push_async_callback(_settled, packing)
+        house = await stack.enter_async_context(_house(options, home, on_progress))
+        packed = await packing  # first: measuring beside the conversion would measure both
+        planned = await _plan(house, model, workload, options, engine, on_progress)
+        peers = {neighbour.info.node_id: neighbour.peer for neighbour in house.others}
+        deployment = await stack.enter_async_context(
+            deploy(planned.plan, peers, packed, home.packs_path, workload, model.source.name, on_progress)
+        )
+        threads = options.threads or (house.own.info.threads if house.own else usable_threads())
+        core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, threads)
+        ring = None
+        if deployment.workers:
+            addresses = [worker.peer.address for worker in deployment.workers]
+            ring = await stack.enter_async_context(
+                open_ring(house.dialler, deployment.target, addresses, _step_timeout_s(planned.plan))
+            )
+        drive = Drive(core, scheduler, engine, ring)
+        driving = asyncio.create_task(drive.run(), name="drive")
+        stack.push_async_callback(_settled, driving)
+        yield Starter(model, workload, planned, core, drive, deployment)
+
+
+async def draw_plan(options: StarterOptions, home: Home, on_progress: OnProgress) -> Planned:
+    """What `open_starter` would do, without sending or loading anything."""
+    model = Model(resolve(options.model))
+    workload = Workload.of(model.config, options)
+    with EngineThread() as engine:
+        async with _house(options, home, on_progress) as house:
+            return await _plan(house, model, workload, options, engine, on_progress)
+
+
+@asynccontextmanager
+async def _house(options: StarterOptions, home: Home, on_progress: OnProgress) -> AsyncIterator[House]:
+    on_progress(Progress("discover", "looking for nodes", 0, 1))
+    async with open_house(home, options.peers, discovery=options.discovery, wait_s=options.wait_s) as house:
+        on_progress(Progress("discover", "looking for nodes", 1, 1))
+        yield house
+
+
+async def _pack(model: Model, workload: Workload, home: Home, on_progress: OnProgress) -> PackedModel:
+    loop = asyncio.get_running_loop()
+
+    def on_part(done: int, total: int) -> None:
+        loop.call_soon_threadsafe(on_progress, Progress("convert", "converting the weights", done, total))
+
+    return await asyncio.to_thread(lambda: prepare(model.checkpoint, workload.fmt, home.packs_path, on_part))
+
+
+async def _plan(
+    house: House, model: Model, workload: Workload, options: StarterOptions, engine: EngineThread, on_progress: OnProgress
+) -> Planned:
+    problem = await draw_problem(house, workload, options, engine, on_progress)
+    if options.split is not None:
+        plan = _by_hand(problem, options.split)
+    else:
+        plan = solve(problem, options.objective, min_nodes=options.min_nodes, starter_min_blocks=_starter_blocks(problem))
+    problems = tuple(f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems)
+    return Planned(model.source.name, problem, plan, problems)
+
+
+def _starter_blocks(problem: Problem) -> int:
+    """The starter keeps at least one block, unless it cannot hold any."""
+    return 1 if problem.block_limit(0) > 0 else 0
+
+
+def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
+    """The starter first, then the others in the order of their names; who gets 0 blocks takes no part."""
+    if len(split) > len(problem.nodes):
+        raise UserError(
+            f"--split names {len(split)} nodes, and {len(problem.nodes)} are here",
+            hint="see `mdi nodes`, and start the others with `mdi node start`",
+        )
+    others = sorted(problem.nodes[1:], key=lambda node: (node.name, node.node_id))
+    chosen = [problem.nodes[0], *(node for node, count in zip(others, split[1:], strict=False) if count)]
+    return manual(problem, [node.node_id for node in chosen], [split[0], *(count for count in split[1:] if count)])
+
+
+def _core(
+    packed: PackedModel, home: Home, plan: Plan, workload: Workload, deployment: Deployment, threads: int
+) -> tuple[StarterCore, Scheduler]:
+    """Loads the starter's own part."""
+    directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
+    shape = StageShape(workload.n_slots, workload.ctx, threads)
+    local = OnnxEngine(config, open_packs(packed, directory, own.start, own.stop), shape) if len(own) else None
+    head = Head(config, open_pack(directory / packed.head.filename), threads)
+    embedding = Embedding(open_pack(directory / packed.embedding.filename))
+    scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
+    if not deployment.workers:
+        return StarterCore(scheduler, embedding, local, head), scheduler
+    limits = FrameLimits(config.d_model, workload.chunk_tokens, workload.n_slots, workload.ctx, "f32")
+    core = StarterCore(
+        scheduler,
+        embedding,
+        local,
+        head,
+        epoch=deployment.target.epoch,
+        limits=limits,
+        max_in_flight=len(plan.stages) + PREFILL_STEPS_PER_STAGE,
+    )
+    return core, scheduler
+
+
+def _step_timeout_s(plan: Plan) -> float:
+    times = plan.prediction
+    return STEP_TIMEOUT_FLOOR_S + STEP_TIMEOUT_FACTOR * (sum(times.stage_prefill_s) + sum(times.hop_prefill_s))
+
+
+async def _settled(task: asyncio.Task[object]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+

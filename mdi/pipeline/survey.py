@@ -1,0 +1,196 @@
+"""Who is here: the members that answer, those that do not and why, and nodes of other clusters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mdi.cluster.certificates import Authority
+from mdi.cluster.discovery import Directory
+from mdi.cluster.home import Home
+from mdi.cluster.identity import Identity
+from mdi.cluster.key import ClusterKey
+from mdi.cluster.members import Member, Source
+from mdi.cluster.peers import PeerAddress, parse_peer
+from mdi.cluster.probe import probe_certificate
+from mdi.errors import LinkError, MdiError
+from mdi.node.dial import Dialler, NodeAddress
+from mdi.pipeline.peer import Peer, connect
+from mdi.wire import mdi_pb2 as pb
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    model: str
+    start: int
+    stop: int
+    bytes: int
+    starter_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One line of `mdi nodes`. `problem` says why a node is not reachable; what only it could tell is None then."""
+
+    node_id: str
+    name: str
+    address: str
+    source: str
+    problem: str | None = None
+    version: str | None = None
+    cpu: str | None = None
+    threads: int | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    memory_offered_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    uptime_s: float | None = None
+    stages: tuple[StageRow, ...] = ()
+
+    @property
+    def reachable(self) -> bool:
+        return self.problem is None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"reachable": self.reachable}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeList:
+    """`strangers` counts nodes that were heard of but hold another cluster key."""
+
+    rows: tuple[NodeRow, ...]
+    strangers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A member that answered."""
+
+    member: Member
+    peer: Peer
+    info: pb.NodeInfo
+
+
+@dataclass(slots=True)
+class House:
+    """This device's place in its cluster. `own` is the daemon that runs from the same home: the same node as this process."""
+
+    home: Home
+    node_id: str
+    dialler: Dialler
+    own: Neighbour | None = None
+    others: list[Neighbour] = field(default_factory=list)
+    problems: list[NodeRow] = field(default_factory=list)
+    strangers: int = 0
+
+    def drop(self, neighbour: Neighbour, problem: str) -> None:
+        """Leaves a node out that answered at first and failed later."""
+        self.others.remove(neighbour)
+        self.problems.append(_row(neighbour.member, None, problem))
+
+
+@asynccontextmanager
+async def open_house(home: Home, peers: tuple[str, ...], *, discovery: bool, wait_s: float, enough: int | None = None) -> AsyncIterator[House]:
+    """Finds the cluster's nodes and connects to each. Waits `wait_s`, or until `enough` other nodes were found.
+
+    A node that fails is listed in `problems`; it never stops the others. Raises UserError for an address that is none, and MdiError
+    for a node that was named by hand and cannot be used.
+    """
+    key, _ = ClusterKey.load_or_create(home)
+    authority = Authority.of(key)
+    identity = Identity.load_or_create(home)
+    named = [parse_peer(text) for text in (*peers, *home.read_peers())]
+    async with AsyncExitStack() as stack:
+        house = House(home, identity.node_id, Dialler(authority.issue(identity)))
+        members, house.strangers = await _find(house, authority, named, len(peers), discovery, wait_s, enough)
+        results = await asyncio.gather(*(_greet(stack, house, member) for member in members))
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, MdiError):
+                house.problems.append(_row(member, None, str(result)))
+            elif member.node_id == house.node_id:
+                house.own = result
+            else:
+                house.others.append(result)
+        yield house
+
+
+async def list_nodes(home: Home, peers: tuple[str, ...], discovery: bool, wait_s: float) -> NodeList:
+    """The nodes of this cluster and how they are."""
+    async with open_house(home, peers, discovery=discovery, wait_s=wait_s) as house:
+        answered = [house.own] if house.own else []
+        rows = [_row(each.member, each.info) for each in (*answered, *house.others)]
+        return NodeList((*rows, *house.problems), house.strangers)
+
+
+async def _find(
+    house: House, authority: Authority, named: list[PeerAddress], n_required: int, discovery: bool, wait_s: float, enough: int | None
+) -> tuple[list[Member], int]:
+    """Members by id: this device's own daemon, those named by hand, and those that mDNS finds."""
+    found: dict[str, Member] = {}
+    strangers = 0
+    if (running := house.home.running()) is not None:
+        own = Member(running.node_id, running.name, (LOOPBACK,), running.port, None, authority.fingerprint, Source.SELF)
+        found[own.node_id] = own
+    probes = asyncio.gather(*(_probe(peer, authority) for peer in named), return_exceptions=True)
+    if discovery:
+        heard, strangers = await _listen(authority.fingerprint, wait_s, enough)
+        found = {member.node_id: member for member in heard} | found
+    for i, result in enumerate(await probes):
+        if isinstance(result, Member):
+            found.setdefault(result.node_id, result)
+        elif i < n_required or not isinstance(result, MdiError):
+            raise result  # named on this command line: the user wants to know
+    return list(found.values()), strangers
+
+
+async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[tuple[Member, ...], int]:
+    try:
+        async with Directory(fingerprint) as directory:
+            members = await directory.wait_for(enough if enough is not None else 1 << 30, wait_s)
+            return members, len(directory.strangers())
+    except LinkError:
+        return (), 0  # no multicast on this device: those named by hand are all there is
+
+
+async def _probe(peer: PeerAddress, authority: Authority) -> Member:
+    node_id = await probe_certificate(peer, authority)
+    return Member(node_id, peer.host, (peer.host,), peer.port, None, authority.fingerprint, Source.STATIC)
+
+
+async def _greet(stack: AsyncExitStack, house: House, member: Member) -> Neighbour | MdiError:
+    address = NodeAddress(member.node_id, member.name, member.addresses, member.port)
+    try:
+        peer = await stack.enter_async_context(connect(house.dialler, address))
+        info = await peer.info()
+    except MdiError as error:
+        return error
+    peer.address = NodeAddress(member.node_id, info.name, member.addresses, member.port)
+    return Neighbour(member, peer, info)
+
+
+def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -> NodeRow:
+    address = str(PeerAddress(member.addresses[0].partition("%")[0], member.port))
+    if info is None:
+        return NodeRow(member.node_id, member.name, address, member.source.value, problem)
+    return NodeRow(
+        member.node_id,
+        info.name,
+        address,
+        member.source.value,
+        None,
+        info.version,
+        info.cpu,
+        info.threads,
+        info.memory_total_bytes,
+        info.memory_available_bytes,
+        info.memory_offered_bytes,
+        info.memory_used_bytes,
+        info.uptime_s,
+        tuple(StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id) for stage in info.stages),
+    )

@@ -1,0 +1,123 @@
+"""Measurements kept in JSON files under what they depend on, so that a node measures a model once a week."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import onnxruntime as ort
+
+from mdi import __version__
+from mdi.errors import InternalError
+from mdi.model.config import ModelConfig
+from mdi.model.quantise import WeightFormat
+from mdi.profile.blocks import BlockTimes, HeadTime, LinearTime, ctx_class, measure_blocks, measure_head
+from mdi.profile.cpu import cpu_model, usable_cpus
+from mdi.profile.device import DeviceProfile, measure_device
+
+MOST_FILES = 64  # of about 1 KiB: a dozen models in a few formats and thread counts
+MAX_AGE_S = 7 * 24 * 3600.0  # cooling, governor and other software change within weeks, unseen by the key
+SHAPE = ("n_blocks", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "vocab_size", "sliding_window")
+
+Value = TypeVar("Value", BlockTimes, HeadTime, DeviceProfile)
+Json = Mapping[str, Any]
+
+
+class ProfileCache:
+    """Measures what it does not know, or knows only from before MAX_AGE_S; `refresh` measures again.
+
+    Files appear whole. One that is damaged counts as missing; a directory that cannot be written only costs time. Two processes that
+    ask for the same at once both measure, and disturb each other.
+    """
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._clock = clock
+
+    def device(self, threads: int, *, refresh: bool = False) -> DeviceProfile:
+        key = _key("device", threads)
+        return self._value(key, lambda data: DeviceProfile(**data), lambda: measure_device(threads), refresh)
+
+    def blocks(
+        self, config: ModelConfig, fmt: WeightFormat, *, threads: int, ctx: int, chunk_tokens: int, refresh: bool = False
+    ) -> BlockTimes:
+        """See `measure_blocks`; contexts of one `ctx_class` share an entry."""
+        key = _key("blocks", threads, config, fmt) | {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens}
+
+        def measure() -> BlockTimes:
+            return measure_blocks(config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens)
+
+        return self._value(key, _block_times, measure, refresh)
+
+    def head(self, config: ModelConfig, fmt: WeightFormat, *, threads: int, refresh: bool = False) -> HeadTime:
+        """See `measure_head`."""
+        key = _key("head", threads, config, fmt)
+        return self._value(key, lambda data: HeadTime(**data), lambda: measure_head(config, fmt, threads), refresh)
+
+    def _value(self, key: Json, parse: Callable[[Json], Value], measure: Callable[[], Value], refresh: bool) -> Value:
+        path = self._directory / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
+        if not refresh and (known := self._read(path, key, parse)) is not None:
+            return known
+        value = measure()
+        with contextlib.suppress(OSError):  # it is measured again next time
+            self._write(path, {"key": key, "measured_at": self._clock(), "value": asdict(value)})
+        return value
+
+    def _read(self, path: Path, key: Json, parse: Callable[[Json], Value]) -> Value | None:
+        try:
+            entry = json.loads(path.read_text())
+            fresh = 0 <= self._clock() - entry["measured_at"] <= MAX_AGE_S
+            return parse(entry["value"]) if fresh and entry["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError, InternalError):
+            return None
+
+    def _write(self, path: Path, entry: Json) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".partial-", dir=self._directory)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(_text(entry))
+            Path(partial).replace(path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Entries beyond MOST_FILES, and what killed processes left of theirs."""
+        files = [*self._directory.glob("*.json"), *self._directory.glob(".partial-*")]
+        ages = []
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # another process dropped it, or gave it its name
+                ages.append((file.stat().st_mtime_ns, file))
+        for _, file in sorted(ages)[:-MOST_FILES]:
+            file.unlink(missing_ok=True)
+
+
+def _key(what: str, threads: int, config: ModelConfig | None = None, fmt: WeightFormat | None = None) -> dict[str, Any]:
+    """Everything that a time depends on; fine-tunes of one model share it."""
+    return {
+        "what": what,
+        "shape": {name: getattr(config, name) for name in SHAPE} if config else None,
+        "format": fmt.to_json() if fmt else None,
+        "threads": threads,
+        "cpu": cpu_model(),
+        "usable_cpus": len(usable_cpus()),
+        "onnxruntime": ort.__version__,
+        "mdi": __version__,
+    }
+
+
+def _block_times(data: Json) -> BlockTimes:
+    return BlockTimes(LinearTime(**data["decode"]), LinearTime(**data["prefill"]), int(data["chunk_tokens"]))
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,123 @@
+"""What this device is, and how fast it computes and reads with the engine's own kernels."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+from onnx import TensorProto
+
+from mdi.engine.graph import GraphBuilder
+from mdi.engine.onnx_engine import open_session
+from mdi.errors import InternalError, NoRoom
+from mdi.model.packs import Pack, PackKind
+from mdi.model.quantise import WeightFormat
+from mdi.profile.cpu import cpu_features, cpu_model, last_level_cache_bytes, physical_cores, usable_cpus
+from mdi.profile.memory import available_bytes, format_bytes
+from mdi.profile.synthetic import scratch_directory, write_pack
+from mdi.profile.timing import repeat
+
+WORKING_SET_BYTES = 192 << 20  # 6 times the 32 MiB cache of a desktop: what stays in it between two passes is under a sixth
+MOST_WORKING_SET_BYTES = 1 << 30
+CACHES = 4  # where the cache is larger than that, the working set is this many times it
+COPIES = 2  # a weight lies in its (written) file and, rearranged for the kernel, in memory
+
+FORMAT = WeightFormat(4, 128)
+WIDTH = 4096  # of the square matrices: d_model of a 7B model
+ROWS = 128  # enough to be bound by arithmetic (facts: 32 rows reach 94 % of it)
+TIME_BOX_S = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """`usable_cpus` are the logical processors that this process may use, `usable_cores` the physical cores behind them."""
+
+    cpu: str
+    usable_cores: int
+    usable_cpus: int
+    features: tuple[str, ...]
+    os: str
+    memory_bytes: int
+
+    @classmethod
+    def of_this_device(cls) -> DeviceInfo:
+        cpus = usable_cpus()
+        return cls(
+            cpu=cpu_model(),
+            usable_cores=physical_cores(cpus),
+            usable_cpus=len(cpus),
+            features=cpu_features(),
+            os=f"{platform.system()} {platform.release()} {platform.machine()}",
+            memory_bytes=psutil.virtual_memory().total,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Arithmetic at many rows and reading at one, both of int4 weights with `threads` threads; a multiply-add is two operations.
+
+    The spreads are those of `timing.Timing`: 0.1 means that the middle half of the samples lies within 10 %.
+    """
+
+    tflops: float
+    read_bytes_per_s: float
+    threads: int
+    tflops_spread: float
+    read_spread: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.tflops < 1e6 and 0 < self.read_bytes_per_s < 1e15 and self.threads >= 1):
+            raise InternalError(f"measured {self.tflops} TFLOPS and {self.read_bytes_per_s} bytes/s on {self.threads} threads")
+
+
+def working_set_bytes() -> int:
+    """Weights that together do not fit the cache."""
+    return min(MOST_WORKING_SET_BYTES, max(WORKING_SET_BYTES, CACHES * last_level_cache_bytes()))
+
+
+def spare_bytes(least_bytes: int) -> int:
+    """Bytes of weights that may be loaded to measure: half of what is free, for two copies. Raises NoRoom below `least_bytes`."""
+    spare = available_bytes() // 2 // COPIES
+    if spare < least_bytes:
+        needed, free = format_bytes(2 * COPIES * least_bytes), format_bytes(available_bytes())
+        raise NoRoom(
+            f"measuring this model's speed needs {needed} of free memory, and there are {free}", hint="close other programs"
+        )
+    return spare
+
+
+def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfile:
+    """Takes about a second and up to 400 MiB, on a Pi 4 about two. Raises NoRoom, and UserError when the disk is full."""
+    matrix_bytes = FORMAT.linear_bytes(WIDTH, WIDTH)
+    n = min(working_set_bytes(), spare_bytes(matrix_bytes)) // matrix_bytes
+    with scratch_directory(n * matrix_bytes, scratch) as directory:
+        linears = {f"w{i}": (WIDTH, WIDTH) for i in range(n)}
+        pack = write_pack(directory / "device", PackKind.BLOCK, FORMAT, linears, {})
+        arithmetic = _chain(pack, 1, threads)
+        rows = np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)
+        many = repeat(lambda: arithmetic.run(None, {"x": rows}), TIME_BOX_S)
+        del arithmetic  # its threads spin for a while after each run, and would disturb the next session's
+        reading = _chain(pack, n, threads)
+        one = repeat(lambda: reading.run(None, {"x": rows[:1]}), TIME_BOX_S)
+        del reading
+    return DeviceProfile(
+        tflops=2 * ROWS * WIDTH * WIDTH / many.seconds / 1e12,
+        read_bytes_per_s=n * matrix_bytes / one.seconds,
+        threads=threads,
+        tflops_spread=many.spread,
+        read_spread=one.spread,
+    )
+
+
+def _chain(pack: Pack, n: int, threads: int) -> ort.InferenceSession:
+    """x [T, WIDTH] through the first `n` matrices, one after the other."""
+    g = GraphBuilder("chain")
+    x = g.input("x", TensorProto.FLOAT, ["T", WIDTH])
+    for i in range(n):
+        x = g.linear(f"y{i}", x, pack, f"w{i}", WIDTH)
+    g.output(x, TensorProto.FLOAT, ["T", WIDTH])
+    return open_session(g.model(), pack.path.parent, threads)

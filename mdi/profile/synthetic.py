@@ -1,0 +1,108 @@
+"""Packs of random weights in a model's shape and format: speed depends on the shape, not on the values.
+
+They are written without hash and fsync: a file that is deleted within seconds mostly never reaches the disk, or a Pi's card.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mdi.errors import UserError
+from mdi.model.config import ModelConfig
+from mdi.model.packs import ALIGNMENT, Pack, PackKind, PackTensor
+from mdi.model.quantise import WeightFormat
+from mdi.profile.memory import format_bytes
+
+NOISE_VALUES = 1 << 20  # written over and over: 4 MiB of fp32 or 1 MiB of codes
+SEED = 0
+
+
+@contextmanager
+def scratch_directory(needed_bytes: int, parent: Path | None = None) -> Iterator[Path]:
+    """A temporary directory that is gone afterwards, whatever happens. Raises UserError when it cannot hold `needed_bytes`."""
+    hint = f"free {format_bytes(needed_bytes)} there, or set TMPDIR to a directory with more room"
+    try:
+        with tempfile.TemporaryDirectory(prefix="mdi-profile-", dir=parent) as name:
+            directory = Path(name)
+            if shutil.disk_usage(directory).free < needed_bytes:
+                raise UserError(f"{directory.parent} has no room for the weights to measure with", hint=hint)
+            yield directory
+    except OSError as error:
+        raise UserError(f"the weights to measure with cannot be written: {error.strerror}", hint=hint) from error
+
+
+def block_packs(directory: Path, config: ModelConfig, fmt: WeightFormat, n_blocks: int) -> list[Pack]:
+    """`n_blocks` different blocks of the model."""
+    linears = {
+        "qkv": (config.d_q + 2 * config.d_kv, config.d_model),
+        "o": (config.d_model, config.d_q),
+        "gate_up": (2 * config.d_ffn, config.d_model),
+        "down": (config.d_model, config.d_ffn),
+    }
+    norms = {"attn_norm": config.d_model, "ffn_norm": config.d_model}
+    return [write_pack(directory / f"block-{i}", PackKind.BLOCK, fmt, linears, norms) for i in range(n_blocks)]
+
+
+def thin(config: ModelConfig) -> ModelConfig:
+    """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part."""
+    return replace(config, n_heads=1, n_kv_heads=1, d_ffn=min(config.d_ffn, 32))
+
+
+def head_pack(directory: Path, config: ModelConfig, fmt: WeightFormat) -> Pack:
+    linears = {"head": (config.vocab_size, config.d_model)}
+    return write_pack(directory / "head", PackKind.HEAD, fmt, linears, {"norm": config.d_model})
+
+
+def embedding_pack(directory: Path, n_tokens: int, d_model: int) -> Pack:
+    """An embedding of `n_tokens` tokens in fp16."""
+    table = np.random.default_rng(SEED).standard_normal((n_tokens, d_model)).astype(np.float16)
+    path = directory / "embedding"
+    path.write_bytes(table.tobytes())
+    return Pack(path, PackKind.EMBEDDING, WeightFormat(32), {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)})
+
+
+def write_pack(
+    path: Path, kind: PackKind, fmt: WeightFormat, linears: Mapping[str, tuple[int, int]], ones: Mapping[str, int]
+) -> Pack:
+    """One pack file: random `linears` by their [N, K], and vectors of ones.
+
+    A product of unit-variance rows with a linear has unit variance again, so activations stay finite through any number of them.
+    """
+    rng = np.random.default_rng(SEED)
+    codes, values = rng.bytes(NOISE_VALUES), rng.standard_normal(NOISE_VALUES, dtype=np.float32)
+    tensors: dict[str, PackTensor] = {}
+    with path.open("wb") as file:
+        for name, length in ones.items():
+            tensors[name] = _write(file, "F32", (length,), np.ones(1, np.float32).tobytes())
+        for name, (n, k) in linears.items():
+            if not fmt.quantised:
+                noise = values / np.float32(math.sqrt(k))
+                tensors[f"{name}.weight"] = _write(file, "F32", (n, k), noise.tobytes())
+                continue
+            blocks = -(-k // fmt.block)
+            deviation = (1 << fmt.bits) / math.sqrt(12)  # of a uniform code
+            scale = np.full(1, 1 / (deviation * math.sqrt(k)), np.float32)
+            tensors[f"{name}.codes"] = _write(file, "U8", (n, blocks, fmt.block * fmt.bits // 8), codes)
+            tensors[f"{name}.scales"] = _write(file, "F32", (n, blocks), scale.tobytes())
+    return Pack(path, kind, fmt, tensors)
+
+
+def _write(file: BinaryIO, dtype: str, shape: tuple[int, ...], pattern: bytes) -> PackTensor:
+    """A tensor filled with `pattern` over and over, on a cache line of its own."""
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    n_bytes = math.prod(shape) * (4 if dtype == "F32" else 1)
+    if len(pattern) < NOISE_VALUES:
+        pattern *= -(-min(n_bytes, NOISE_VALUES) // len(pattern))
+    for start in range(0, n_bytes, len(pattern)):
+        file.write(memoryview(pattern)[: n_bytes - start])
+    return PackTensor(dtype, shape, offset, n_bytes)

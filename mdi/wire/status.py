@@ -1,0 +1,121 @@
+"""Errors across gRPC: which status each MdiError travels as, and which MdiError each status becomes. Pure but for `abort`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import grpc
+
+from mdi.errors import (
+    ClusterError,
+    FrameError,
+    InternalError,
+    LinkError,
+    MdiError,
+    ModelError,
+    NoRoom,
+    PeerError,
+    PromptTooLong,
+    UserError,
+    WrongCluster,
+    WrongVersion,
+)
+
+# Both fit well within the 8 KiB that gRPC grants a call's trailing metadata, though it may write a character as twelve.
+MAX_MESSAGE_CHARS = 400
+MAX_HINT_CHARS = 300
+
+CLASS_KEY = "mdi-error"
+HINT_KEY = "mdi-hint-bin"  # "-bin": gRPC carries bytes, here UTF-8
+
+STATUS_OF: dict[type[MdiError], grpc.StatusCode] = {
+    MdiError: grpc.StatusCode.UNKNOWN,
+    UserError: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelError: grpc.StatusCode.INVALID_ARGUMENT,
+    PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    ClusterError: grpc.StatusCode.FAILED_PRECONDITION,
+    NoRoom: grpc.StatusCode.FAILED_PRECONDITION,
+    PeerError: grpc.StatusCode.ABORTED,
+    WrongCluster: grpc.StatusCode.UNAUTHENTICATED,
+    WrongVersion: grpc.StatusCode.UNIMPLEMENTED,
+    LinkError: grpc.StatusCode.UNAVAILABLE,
+    FrameError: grpc.StatusCode.DATA_LOSS,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+
+# What a status means when no class of ours came with it: gRPC itself made it, or a newer node with a class unknown here.
+ERROR_OF: dict[grpc.StatusCode, type[MdiError]] = {
+    grpc.StatusCode.OK: InternalError,  # success is never raised
+    grpc.StatusCode.CANCELLED: LinkError,
+    grpc.StatusCode.UNKNOWN: PeerError,  # an exception that the servicer did not expect
+    grpc.StatusCode.INVALID_ARGUMENT: UserError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: LinkError,
+    grpc.StatusCode.NOT_FOUND: PeerError,
+    grpc.StatusCode.ALREADY_EXISTS: PeerError,
+    grpc.StatusCode.PERMISSION_DENIED: WrongCluster,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: FrameError,  # gRPC's own refusal of a message over the size limit
+    grpc.StatusCode.FAILED_PRECONDITION: ClusterError,
+    grpc.StatusCode.ABORTED: PeerError,
+    grpc.StatusCode.OUT_OF_RANGE: PeerError,
+    grpc.StatusCode.UNIMPLEMENTED: WrongVersion,
+    grpc.StatusCode.INTERNAL: PeerError,
+    grpc.StatusCode.UNAVAILABLE: LinkError,
+    grpc.StatusCode.DATA_LOSS: FrameError,
+    grpc.StatusCode.UNAUTHENTICATED: WrongCluster,
+}
+
+_CLASS_OF_NAME = {error.__name__: error for error in STATUS_OF}
+
+_HINTS: dict[type[MdiError], str] = {
+    # A wrong key, no certificate and a dead host all look the same from here.
+    LinkError: "Is it on, and in the same network? `mdi doctor {peer}` also tells whether it holds another cluster key.",
+    WrongVersion: "Install the same version of MDI on every device: `mdi doctor {peer}` shows both.",
+    WrongCluster: "Give every device the same cluster key: `mdi doctor {peer}` compares them.",
+}
+
+
+class Status(NamedTuple):
+    """The arguments of `grpc.ServicerContext.abort`."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def to_status(error: MdiError) -> Status:
+    """How a servicer says `error`; a subclass that is not in the table travels as its nearest ancestor that is."""
+    known = next(kind for kind in type(error).__mro__ if kind in STATUS_OF)
+    metadata: list[tuple[str, str | bytes]] = [(CLASS_KEY, known.__name__)]
+    if error.hint is not None:
+        metadata.append((HINT_KEY, _plain(error.hint, MAX_HINT_CHARS).encode()))
+    return Status(STATUS_OF[known], _plain(str(error), MAX_MESSAGE_CHARS), tuple(metadata))
+
+
+async def abort(context: grpc.aio.ServicerContext, error: MdiError) -> NoReturn:
+    """Ends the call with `error`."""
+    await context.abort(*to_status(error))
+    raise InternalError("a call went on after it was aborted")
+
+
+def from_rpc_error(error: grpc.RpcError, peer: str) -> MdiError:
+    """The error that the node `peer` (a name or address, for the message) raised, or that its silence amounts to."""
+    metadata = {key: value for key, value in error.trailing_metadata() or () if key in (CLASS_KEY, HINT_KEY)}
+    code, details = error.code(), _plain(error.details() or "", MAX_MESSAGE_CHARS)
+    sent = _CLASS_OF_NAME.get(str(metadata.get(CLASS_KEY)))
+    if sent is not None:
+        hint = metadata.get(HINT_KEY)
+        return sent(details, hint=_plain(hint.decode(errors="replace"), MAX_HINT_CHARS) if isinstance(hint, bytes) else None)
+    kind = ERROR_OF[code]
+    fallback = _HINTS.get(kind)
+    return kind(_sentence(kind, code, peer, details), hint=fallback and fallback.format(peer=peer))
+
+
+def _sentence(kind: type[MdiError], code: grpc.StatusCode, peer: str, details: str) -> str:
+    problem = "cannot be reached" if kind is LinkError else "refused or failed"
+    return f"{peer} {problem} ({code.name}{': ' if details else ''}{details})."
+
+
+def _plain(text: str, max_chars: int) -> str:
+    """What a peer sends may end on a terminal: printable characters only, and not too many."""
+    text = "".join([character if character.isprintable() else " " for character in text])
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

@@ -1,0 +1,225 @@
+"""Trains the built-in chat model `demo` on dialogues that it speaks to itself, and prints how well it answers held-out questions.
+
+    python -m tools.train_demo --seed 0 --out mdi/model/demo      # trains; the result depends on the seed and the step count
+    python -m tools.train_demo --evaluate mdi/model/demo --json   # fp32, fake int8 and fake int4 accuracy by skill
+
+The seed fixes data, initial weights and rounding choices. CPU kernels and thread counts still change the last bits of a sum, so
+equal files come only from equal machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from tools.demo_dialogues import SYSTEM_PROMPTS, Question, conversation, heldout_followups, heldout_questions
+from tools.demo_network import Network, Shape
+from tools.demo_optimiser import Muon
+from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, train_tokenizer, write_tokenizer
+
+STEPS = 4000
+TOKENS_PER_STEP = 2048
+LENGTHS = (128, 128, 128, 128, 128, 128, 256, 512)  # a row's tokens, by eighth of the training: short rows are cheap, long ones last
+QUANTISED_FROM = 0.7  # the part of training after which most steps see rounded weights
+MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
+WARMUP_STEPS = 100
+HALVES = 2
+SAVE_EVERY = 500
+ANSWER_LIMIT = 96  # tokens; the longest right answer has about 60
+MODES: dict[str, tuple[int | None, bool]] = {"fp32": (None, False), "int8": (8, True), "int4": (4, True)}
+
+
+# --- data
+
+
+def token_stream(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[bool]]]:
+    """Training conversations as (ids, whether the id is one that the assistant says)."""
+    rng = random.Random(f"training {seed}")
+    end = tokenizer.token_to_id(END)
+    while True:
+        system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.08 else None
+        turns = conversation(rng)
+        ids = tokenizer.encode(BOS + (f"{SYSTEM}{system}{END}" if system else ""), add_special_tokens=False).ids
+        said = [False] * len(ids)
+        asked = tokenizer.encode_batch([f"{USER}{t.user}{END}{ASSISTANT}" for t in turns], add_special_tokens=False)
+        answered = tokenizer.encode_batch([t.answer for t in turns], add_special_tokens=False)
+        for ask, answer in zip(asked, answered, strict=True):
+            ids += [*ask.ids, *answer.ids, end]
+            said += [False] * len(ask.ids) + [True] * (len(answer.ids) + 1)
+        yield ids, said
+
+
+def batches(tokenizer: Tokenizer, seed: int, lengths: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [B, T] of conversations laid end to end, and their targets [B, T] with -100 where nobody is to be imitated."""
+    stream = token_stream(tokenizer, seed)
+    ids: list[int] = []
+    said: list[bool] = []
+    for length in lengths:
+        rows = TOKENS_PER_STEP // length
+        needed = rows * length + 1
+        while len(ids) < needed:
+            more_ids, more_said = next(stream)
+            ids += more_ids
+            said += more_said
+        inputs, targets = torch.tensor(ids[: needed - 1]), torch.tensor(ids[1:needed])
+        targets[~torch.tensor(said[1:needed])] = -100
+        del ids[: needed - 1], said[: needed - 1]
+        yield inputs.view(rows, length), targets.view(rows, length)
+
+
+# --- training
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """The part of the peak rate: a warm-up, then a cosine down to nothing."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def gradients(network: Network, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+    """The loss on one half of a step's rows, and its gradients: two threads of one core each beat one operator on two cores."""
+    wanted = targets != -100
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network.head(network.hidden(inputs)[wanted])
+    loss = functional.cross_entropy(logits.float(), targets[wanted])
+    return loss.item(), torch.autograd.grad(loss, list(network.parameters()))
+
+
+def train(out: Path, *, seed: int, steps: int) -> None:
+    """Trains for `steps` steps and leaves a model in `out`, a newer one every 500 steps."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"rounding {seed}")
+    shape = Shape()
+    tokenizer = train_tokenizer(seed, shape.vocab_size)
+    network = Network(shape)
+    parameters = list(network.parameters())
+    muon = Muon(p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name)
+    others = [p for name, p in network.named_parameters() if p.ndim == 1 or "embed" in name]
+    adam = torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0)
+    lengths = (LENGTHS[len(LENGTHS) * step // steps] for step in range(steps))
+    started, losses = time.monotonic(), []
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {steps} steps", flush=True)
+    pool = ThreadPoolExecutor(HALVES, initializer=torch.set_num_threads, initargs=(1,))
+    for step, (inputs, targets) in enumerate(batches(tokenizer, seed, lengths)):
+        rounding = step > QUANTISED_FROM * steps and rng.random() < 0.75
+        network.simulate(rng.choice((4, 4, 4, 8)) if rounding else None, block=rng.choice((64, 128)))
+        halves = list(pool.map(lambda half: gradients(network, *half), zip(inputs.chunk(HALVES), targets.chunk(HALVES), strict=True)))
+        for index, parameter in enumerate(parameters):
+            parameter.grad = sum((half[1][index] for half in halves), torch.zeros_like(parameter)) / HALVES
+        rate = learning_rate(step, steps)
+        muon.step(rate * MATRIX_RATE, pool)
+        adam.param_groups[0]["lr"] = rate * OTHER_RATE
+        adam.step()
+        losses.append(sum(half[0] for half in halves) / HALVES)
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1} loss {sum(losses[-50:]) / 50:.4f} {time.monotonic() - started:.0f} s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            save(out, network, tokenizer)
+            report = accuracy(network, tokenizer, heldout_questions(seed, 20))
+            print(json.dumps(report), flush=True)
+
+
+def save(out: Path, network: Network, tokenizer: Tokenizer) -> None:
+    """Writes a Hugging Face checkpoint: config, float16 weights, tokenizer and chat template."""
+    out.mkdir(parents=True, exist_ok=True)
+    bos, eos, pad = (tokenizer.token_to_id(t) for t in (BOS, END, PAD))
+    config = network.shape.hf_config(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad, "do_sample": False, "max_new_tokens": ANSWER_LIMIT}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    write_tokenizer(out, tokenizer, network.shape.max_position_embeddings)
+    weights = {name: p.detach().to(torch.float16).contiguous() for name, p in network.state_dict().items()}
+    partial = out / "model.safetensors.part"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.replace(out / "model.safetensors")
+
+
+def load(directory: Path) -> tuple[Network, Tokenizer]:
+    config = json.loads((directory / "config.json").read_text())
+    network = Network(Shape(**{name: config[name] for name in Shape.__dataclass_fields__}))
+    network.load_state_dict({name: w.float() for name, w in load_file(directory / "model.safetensors").items()})
+    return network, Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+# --- evaluation
+
+
+@torch.inference_mode()
+def answers(network: Network, tokenizer: Tokenizer, questions: list[Question]) -> list[str]:
+    """Greedy answers; prompts of equal length are answered together."""
+    end = tokenizer.token_to_id(END)
+    prompts = [tokenizer.encode(render(q.prompt, q.history), add_special_tokens=False).ids for q in questions]
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(index)
+    results = [""] * len(prompts)
+    for members in by_length.values():
+        past: list[list[Tensor]] = [[] for _ in range(network.shape.num_hidden_layers)]
+        ids = torch.tensor([prompts[i] for i in members])
+        said: list[Tensor] = []
+        finished = torch.zeros(len(members), dtype=torch.bool)
+        while len(said) < ANSWER_LIMIT and not finished.all():
+            ids = network.head(network.hidden(ids, past)[:, -1:]).argmax(-1)
+            said.append(ids[:, 0])
+            finished |= ids[:, 0] == end
+        for index, row in zip(members, torch.stack(said, 1).tolist(), strict=True):
+            results[index] = tokenizer.decode(row[: row.index(end)] if end in row else row)
+    return results
+
+
+def accuracy(network: Network, tokenizer: Tokenizer, questions: list[Question], *, show: bool = False) -> dict[str, dict[str, float]]:
+    """By mode (fp32, int8, int4) and skill, and over all skills: the part of the questions that are answered rightly."""
+    report: dict[str, dict[str, float]] = {}
+    for mode, (bits, int8_activations) in MODES.items():
+        network.simulate(bits, int8_activations=int8_activations)
+        right: dict[str, list[bool]] = defaultdict(list)
+        for question, answer in zip(questions, answers(network, tokenizer, questions), strict=True):
+            right[question.skill].append(question.check(answer))
+            if show and not right[question.skill][-1]:
+                print(f"{mode} {question.skill}: {question.prompt!r} -> {answer!r}")
+        single = [ok for skill, marks in right.items() if skill != "follow-up" for ok in marks]
+        report[mode] = {skill: sum(marks) / len(marks) for skill, marks in right.items()} | {"all single-turn": sum(single) / len(single)}
+    network.simulate(None)
+    return report
+
+
+def table(report: dict[str, dict[str, float]]) -> str:
+    modes = list(report)
+    lines = ["| skill | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
+    lines += [f"| {skill} | " + " | ".join(f"{report[m][skill]:.1%}" for m in modes) + " |" for skill in report[modes[0]]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the built-in demo model, or evaluate one.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=Path("mdi/model/demo"))
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help="evaluate the model in DIR instead of training")
+    parser.add_argument("--per-skill", type=int, default=200, help="held-out questions of each skill")
+    parser.add_argument("--show", action="store_true", help="print the wrong answers")
+    parser.add_argument("--json", action="store_true", help="print the accuracy as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.evaluate is None:
+        train(args.out, seed=args.seed, steps=args.steps)
+    network, tokenizer = load(args.evaluate or args.out)
+    questions = heldout_questions(args.seed, args.per_skill) + heldout_followups(args.seed, args.per_skill)
+    report = accuracy(network, tokenizer, questions, show=args.show)
+    print(json.dumps(report, indent=2) if args.json else table(report))
+
+
+if __name__ == "__main__":
+    main()
