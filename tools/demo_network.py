@@ -22,10 +22,10 @@ class Shape:
     """The model's dimensions, under the names that config.json gives them."""
 
     vocab_size: int = 640
-    hidden_size: int = 256
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
+    hidden_size: int = 128
+    num_hidden_layers: int = 10
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
     head_dim: int = 32
     intermediate_size: int = 384
     max_position_embeddings: int = 1024

@@ -2,7 +2,7 @@
 
     python -m tools.make_checkpoint llama-3.2-1b DIR
 
-Tensors are drawn and written in pieces of 32 MiB, so memory stays small whatever the model. The same seed gives the same bytes.
+Tensors are drawn and written in small pieces, so memory stays small whatever the model. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tools.shapes import BOS, CHAT_TEMPLATE, IM_END, MIN_VOCAB, SHAPES, SPECIAL_
 
 DTYPES = {"bf16": ("BF16", "bfloat16", 2), "fp16": ("F16", "float16", 2), "fp32": ("F32", "float32", 4)}
 EMBEDDING_STD = 0.02
-PIECE_VALUES = 1 << 24  # drawn at once: 32 MiB of bf16, long enough that Python's overhead is nothing
+PIECE_VALUES = 1 << 18  # drawn at once: 512 KiB of bf16 stay in the cache, and the allocator reuses them without page faults
 DISK_MARGIN_BYTES = 1 << 28  # left free beside what is written
 
 

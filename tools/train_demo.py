@@ -30,11 +30,11 @@ from tools.demo_network import Network, Shape
 from tools.demo_optimiser import Muon
 from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, train_tokenizer, write_tokenizer
 
-STEPS = 4000
+STEPS = 3500
 TOKENS_PER_STEP = 2048
 LENGTHS = (128, 128, 128, 128, 128, 128, 256, 512)  # a row's tokens, by eighth of the training: short rows are cheap, long ones last
 QUANTISED_FROM = 0.7  # the part of training after which most steps see rounded weights
-MATRIX_RATE, OTHER_RATE = 2e-3, 2e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
+MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
 WARMUP_STEPS = 100
 HALVES = 2
 SAVE_EVERY = 500

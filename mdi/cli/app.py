@@ -28,13 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-node_app = typer.Typer(help="Make this device a node of the cluster, or end that.", no_args_is_help=True, rich_markup_mode=None)
+node_app = typer.Typer(help="Make this device a node, or end that.", no_args_is_help=True, rich_markup_mode=None)
 node_app.command("start")(nodes.start)
 node_app.command("stop")(nodes.stop)
+app.add_typer(node_app, name="node")
+app.command("nodes")(nodes.nodes)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
-app.command("nodes")(nodes.nodes)
-app.add_typer(node_app, name="node")
 app.command("demo")(demo.demo)
 
 

@@ -54,25 +54,27 @@ class Call:
 
 def is_complete(text: str) -> bool:
     """Whether Enter sends `text`, or the message goes on in the next line."""
-    opening, fenced, block = text.lstrip().partition(FENCE)
-    if fenced and not opening:
-        return block.rstrip().endswith(FENCE)
+    if (block := _block(text)) is not None:
+        return block.endswith(FENCE)
     return not text.endswith("\\")
 
 
 def parse(text: str) -> Say | Call | None:
-    """The meaning of a complete input; None for a blank one. Raises UserError for a command that does not exist or lacks a part.
+    """The meaning of a complete input; None for a blank one. Raises UserError for an unknown or incomplete command.
 
     Only a slash in the very first column makes a command, so a space before it sends the line as it is.
     """
     if text.startswith("/"):
         return _call(text)
-    opening, fenced, block = text.lstrip().partition(FENCE)
-    if fenced and not opening:
-        message = block.rstrip().removesuffix(FENCE).strip("\n")
-    else:
-        message = text.replace("\\\n", "\n").strip()
+    block = _block(text)
+    message = text.replace("\\\n", "\n").strip() if block is None else block.removesuffix(FENCE).strip("\n")
     return Say(message) if message.strip() else None
+
+
+def _block(text: str) -> str | None:
+    """What follows the opening fence; None where there is none."""
+    stripped = text.strip()
+    return stripped[len(FENCE) :] if stripped.startswith(FENCE) else None
 
 
 def _call(text: str) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mdi.engine.sampling import SamplingParams
@@ -23,7 +23,7 @@ SEED_BITS = 32  # every JSON reader keeps it exactly
 class Wishes:
     """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template."""
 
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Wishes:
 class Conversation:
     """Renders all messages for every answer: the starter finds in KV what it has seen before.
 
-    `messages` changes only when an answer is complete or was cancelled after its first words; a failed turn leaves it as it was.
+    `messages` changes only when an answer is complete or was cancelled after its first words; a failed turn leaves it alone.
     """
 
     def __init__(self, starter: Starter, wishes: Wishes, system: str | None = None) -> None:

@@ -15,7 +15,7 @@ _BUG_HINT = "please report it with what `mdi --debug ...` prints"
 
 
 def report(error: BaseException, *, debug: bool) -> int:
-    """Print `error` on stderr: its sentence, its hint in a second line, a traceback only with `debug`. Returns the exit code."""
+    """Print `error` on stderr: its sentence, its hint in a second line, a traceback with `debug`. Returns the exit code."""
     error = _root(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED

@@ -19,16 +19,20 @@ STOP_TIMEOUT_S = 15.0  # a node drains its calls for some seconds; a Pi that swa
 
 
 def start(
-    name: Annotated[str | None, typer.Option(help="How others see this device.  [default: its host name]")] = None,
-    port: Annotated[int | None, typer.Option(help="Where to listen.  [default: 52700, or the next free port]")] = None,
-    host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: all]")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How others see this device.  [default: its host name]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Where to listen.  [default: 52700, or the next free port]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The address to listen on.  [default: all]")] = None,
     max_memory: given.MaxMemory = None,
     threads: given.Threads = None,
     peer: given.Peer = None,
-    no_discovery: Annotated[bool, typer.Option("--no-discovery", help="Neither announce this node by mDNS nor look for others.")] = False,
+    no_discovery: Annotated[bool, typer.Option("--no-discovery", help="Do not announce this node by mDNS.")] = False,
     join: Annotated[str | None, typer.Option(metavar="KEY", help="The cluster key that the first node printed.")] = None,
 ) -> None:
-    """Serve the cluster from this device, until Ctrl-C or `mdi node stop`.
+    """Serve the cluster from this device until Ctrl-C or `mdi node stop`.
 
     The first start on the first device makes the cluster's key and prints what to type on the others.
     """
@@ -69,7 +73,7 @@ def nodes(
     wait: given.Wait = None,
     as_json: given.Json = False,
 ) -> None:
-    """List the nodes of this cluster that can be reached, what they offer and what they hold."""
+    """List the nodes of this cluster: what they offer and what they hold."""
     from mdi.cli.render import nodes_text
     from mdi.cluster.home import Home
     from mdi.pipeline.api import DEFAULT_WAIT_S

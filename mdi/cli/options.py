@@ -11,17 +11,23 @@ from mdi.errors import UserError
 QuantName = Literal["none", "int8", "int4"]
 ObjectiveName = Literal["latency", "throughput"]
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A built-in model's name, or the directory of a checkpoint.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME|DIR", help="A built-in model's name, or the directory of a checkpoint.")
+]
 Quant = Annotated[QuantName, typer.Option(help="How weights are kept: int4 is smallest and fastest, none is exact.")]
-Block = Annotated[int | None, typer.Option(help="Weights that share one scale, 64 or 128.  [default: 128]", show_default=False)]
-Ctx = Annotated[int | None, typer.Option(help="Longest conversation in tokens.  [default: the model's own, within reason]")]
+Block = Annotated[
+    int | None, typer.Option(metavar="N", help="Weights that share one scale, 64 or 128.  [default: 128]", show_default=False)
+]
+Ctx = Annotated[
+    int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")
+]
 Objective = Annotated[ObjectiveName, typer.Option(help="Plan for one fast conversation, or for the most tokens of several.")]
 Split = Annotated[str | None, typer.Option(metavar="N,N,...", help="Blocks of each node by hand, the starter's first: 4,6,6.")]
-MinNodes = Annotated[int, typer.Option(help="Use at least this many nodes, even where fewer are faster.")]
+MinNodes = Annotated[int, typer.Option(metavar="N", help="Use at least this many nodes, even if fewer are faster.")]
 Peer = Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="A node to dial directly; may be repeated.")]
 NoDiscovery = Annotated[bool, typer.Option("--no-discovery", help="Do not look for nodes by mDNS: only --peer counts.")]
 Wait = Annotated[float | None, typer.Option(metavar="SECONDS", help="How long to listen for nodes.  [default: 1.5]")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads to compute with.  [default: all cores]")]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads to compute with.  [default: all cores]")]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Offer at most this much memory, such as 2GiB or 800MB.")]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure devices and links again instead of using what is known.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

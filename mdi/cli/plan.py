@@ -11,7 +11,7 @@ import typer
 from mdi.cli import options as given
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
-from mdi.cli.terminal import say
+from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from mdi.pipeline.api import StarterOptions
@@ -35,7 +35,7 @@ def plan(
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
 ) -> None:
-    """Show which blocks of a model would go to which nodes, and how fast that should be."""
+    """Show what would run where, and how fast that should be."""
     from mdi.cli.starting import starter_options
 
     options = starter_options(
@@ -53,10 +53,12 @@ async def _plan(options: StarterOptions, *, explain: bool, as_json: bool) -> Non
 
     with nullcontext(quiet) if as_json else shown() as on_progress:
         planned = await draw_plan(options, Home.open(), on_progress)
+    for problem in planned.problems:
+        note(problem)
     if as_json:
         say(json.dumps(_as_json(planned, explain=explain)))
     else:
-        say(explained(planned.problem, planned.plan) if explain else plan_text(planned.plan))
+        say(explained(planned.problem, planned.plan) if explain else plan_text(planned.problem, planned.plan))
 
 
 def _as_json(planned: Planned, *, explain: bool) -> dict[str, Any]:

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mdi.plan.explain import bars, table
+from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, table
 from mdi.plan.text import binary_bytes, counted, milliseconds
 
 if TYPE_CHECKING:
     from mdi.engine.sampling import SamplingParams
     from mdi.pipeline.api import Answer
     from mdi.pipeline.survey import NodeList, NodeRow
+    from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
 
-PLAN_HEADINGS = ("node", "blocks", "share", "memory", "stage", "hop on")
-NODE_HEADINGS = ("node", "address", "threads", "memory in use", "offered", "up", "holds")
+HEADINGS = ("node", "address", "threads", "in use", "offers", "up", "holds")
 STEP_HEADINGS = ("node", "blocks", "steps computed")
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(problem: Problem, plan: Plan) -> str:
     """Where the blocks lie, a table with a row for each stage, and the prediction."""
     times = plan.prediction
-    hops: Sequence[float | None] = times.hop_decode_s or [None]
-    rows = [
-        (
-            stage.name,
-            block_names(stage.blocks.start, stage.blocks.stop),
-            f"{len(stage.blocks) / plan.n_blocks:.0%}",
-            binary_bytes(stage.bytes),
-            milliseconds(stage_s),
-            "" if hop_s is None else milliseconds(hop_s),
-        )
-        for stage, stage_s, hop_s in zip(plan.stages, times.stage_decode_s, hops, strict=True)
-    ]
-    prediction = (
-        f"Predicted: {times.decode_tokens_per_s:.1f} tok/s, first token after {milliseconds(times.ttft_s)}; "
-        f"bounded by {times.bottleneck}."
-    )
-    return "\n\n".join([bars(plan), table(PLAN_HEADINGS, rows), prediction])
+    speed, first_s = f"{times.decode_tokens_per_s:.1f} tok/s for one conversation", milliseconds(times.ttft_s)
+    prompt = counted(problem.model.prompt_tokens, "prompt token")
+    prediction = f"Predicted: {speed}, first token after {first_s} ({prompt}).\nBounded by {times.bottleneck}."
+    return "\n\n".join([bars(plan), table(NODE_HEADINGS, [row.cells() for row in node_rows(problem, plan)]), prediction])
 
 
 def block_names(start: int, stop: int) -> str:
@@ -49,14 +36,14 @@ def block_names(start: int, stop: int) -> str:
 def nodes_text(nodes: NodeList) -> str:
     """A table of the nodes that answered, then a line for each that did not, and for other clusters nearby."""
     parts = []
-    reached = [_node_cells(row) for row in nodes.rows if row.reachable]
-    if reached:
-        parts.append(table(NODE_HEADINGS, reached))
-    silent = [row for row in nodes.rows if not row.reachable]
-    parts += [f"{row.name} ({row.address}) does not answer: {row.problem or 'no reason known'}" for row in silent]
+    if reached := [_node_cells(row) for row in nodes.rows if row.reachable]:
+        parts.append(table(HEADINGS, reached))
+    parts += [f"{row.name} ({row.address}) cannot be used: {row.problem}" for row in nodes.rows if not row.reachable]
+    if not nodes.rows:
+        parts.append("No node of this cluster was found; `mdi node start` makes this device one.")
     if nodes.strangers:
-        parts.append(f"{counted(len(nodes.strangers), 'node')} of another cluster can be seen here too.")
-    return "\n".join(parts) or "No node was found."
+        parts.append(f"{counted(nodes.strangers, 'node')} of another cluster can be seen here too.")
+    return "\n".join(parts)
 
 
 def _node_cells(row: NodeRow) -> tuple[str, ...]:
@@ -65,9 +52,9 @@ def _node_cells(row: NodeRow) -> tuple[str, ...]:
         row.name + (" (this device)" if row.source == "self" else ""),
         row.address,
         str(row.threads),
-        binary_bytes(row.memory_used_bytes),
-        f"{binary_bytes(row.memory_offered_bytes)} of {binary_bytes(row.memory_total_bytes)}",
-        duration(row.uptime_s),
+        binary_bytes(row.memory_used_bytes or 0),
+        f"{binary_bytes(row.memory_offered_bytes or 0)} of {binary_bytes(row.memory_total_bytes or 0)}",
+        duration(row.uptime_s or 0),
         held or "nothing",
     )
 

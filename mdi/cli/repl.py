@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import aclosing, nullcontext
-from pathlib import Path
 
 from mdi.cli.commands import Call, Command, Say, help_text, parse
 from mdi.cli.conversation import Conversation
@@ -75,16 +74,15 @@ async def _obey(conversation: Conversation, call: Call) -> None:
             steps = await starter.stage_steps()
             say(stats_text(conversation.last, len(conversation.messages), starter.ctx, starter.plan, steps))
         case Command.PLAN:
-            say(plan_text(starter.plan))
+            say(plan_text(starter.problem, starter.plan))
         case Command.SYSTEM:
             conversation.set_system(call.argument)
             note("the system message is set" if call.argument else "there is no system message now")
         case Command.SAVE:
-            path = Path(call.argument).expanduser()
-            save(path, starter.model.source.name, conversation.messages)
-            note(f"saved to {path}")
+            save(call.argument, starter.model.source.name, conversation.messages)
+            note(f"saved to {call.argument}")
         case Command.LOAD:
-            conversation.resume(load(Path(call.argument).expanduser()))
+            conversation.resume(load(call.argument))
             note(f"the conversation goes on after message {len(conversation.messages)}")
         case Command.QUIT:
             raise AssertionError("talk() handles it")

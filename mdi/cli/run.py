@@ -11,14 +11,16 @@ import typer
 from mdi.cli import options as given
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
-from mdi.cli.terminal import say
+from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from mdi.cli.conversation import Wishes
     from mdi.pipeline.api import StarterOptions
 
 BUILT_IN_MODEL = "demo"
-TEMPERATURE = 0.7  # lively, and with MIN_P still to the point; the built-in model is so small that only its likeliest words are right
+TEMPERATURE = (
+    0.7  # lively, and with MIN_P to the point; of a model as small as the built-in one only the likeliest words are right
+)
 MIN_P = 0.05
 STDIN = "-"
 
@@ -27,21 +29,29 @@ def run(
     model: given.Model = BUILT_IN_MODEL,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Answer this and end; - reads it from stdin. Without it: a conversation, line by line."),
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="Answer this and end; - reads it from stdin. Without it: a conversation."
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message in front of the conversation.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message in front of the conversation.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.  [default: until the model ends it]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer in tokens.  [default: no limit]")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help=f"0 takes the likeliest token.  [default: {TEMPERATURE}, and 0 for the built-in model]"),
+        typer.Option(metavar="X", help=f"0 takes the likeliest token.  [default: {TEMPERATURE}, and 0 for the built-in model]"),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this probability together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from tokens at least this probable relative to the likeliest.")] = MIN_P,
-    seed: Annotated[int | None, typer.Option(help="Repeat a draw.  [default: random; --json reports it]")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end of turn: for benchmarks.")] = False,
+    top_k: Annotated[int, typer.Option(metavar="N", help="Draw from this many likeliest tokens; 0 from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="X", help="Draw from the likeliest tokens that have this probability together.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(metavar="X", help="Draw from tokens at least this probable relative to the likeliest.")
+    ] = MIN_P,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Repeat a draw.  [default: random; --json reports it]")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the turn: for benchmarks.")] = False,
     ctx: given.Ctx = None,
     quant: given.Quant = "int4",
     block: given.Block = None,
@@ -90,6 +100,8 @@ async def _run(starting: StarterOptions, wishes: Wishes, system: str | None, pro
     async with AsyncExitStack() as stack:
         with nullcontext(quiet) if as_json else shown() as on_progress:
             starter = await stack.enter_async_context(open_starter(starting, home, on_progress))
+        for problem in starter.problems:
+            note(problem)
         conversation = Conversation(starter, wishes, system)
         if prompt is None:
             return await talk(conversation, open_inputs(home.history_path))

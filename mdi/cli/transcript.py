@@ -16,8 +16,9 @@ ROLES = ("system", "user", "assistant")
 MAX_FILE_BYTES = 64 << 20  # the longest contexts are a million tokens of some 5 bytes: a wrong path must not fill the memory
 
 
-def save(path: Path, model: str, messages: Sequence[Message]) -> None:
+def save(file: str, model: str, messages: Sequence[Message]) -> None:
     """Write whole or not at all, readable by the user only: it is a private conversation. Raises UserError."""
+    path = Path(file).expanduser()
     turns = [{"role": message.role, "content": message.content} for message in messages]
     text = json.dumps({"format": FORMAT, "model": model, "messages": turns}, indent=1, ensure_ascii=False)
     try:
@@ -26,11 +27,12 @@ def save(path: Path, model: str, messages: Sequence[Message]) -> None:
         raise UserError(str(error), hint="choose a directory that exists and is yours") from error
 
 
-def load(path: Path) -> list[Message]:
+def load(file: str) -> list[Message]:
     """The messages of a saved conversation. Raises UserError that says what is wrong with the file."""
+    path = Path(file).expanduser()
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        with path.open("rb") as opened:
+            data = opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_FILE_BYTES:

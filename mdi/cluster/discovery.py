@@ -171,6 +171,8 @@ class Directory:
             other_ttl=self._ttl_s,
         )
         # The name holds the hash of a key: probing for a conflict would cost 0.7 s and let anybody forbid a node to start.
+        if self._announcing is not None:
+            self._announcing.cancel()  # it would repeat the old addresses
         mdns = self._mdns
         sending = await (
             mdns.async_register_service(info, cooperating_responders=True) if first else mdns.async_update_service(info)

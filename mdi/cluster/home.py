@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +82,10 @@ class Home:
         return self.path / "history"
 
     @property
+    def peers_path(self) -> Path:
+        return self.path / "peers"
+
+    @property
     def lock_path(self) -> Path:
         return self.path / "lock"
 
@@ -110,6 +114,13 @@ class Home:
     def write_running(self, node: RunningNode) -> None:
         """Publish `node` to the commands on this device; call it with the lock held."""
         write_private(self.node_path, json.dumps(asdict(node), indent=1).encode())
+
+    def write_peers(self, peers: Sequence[str]) -> None:
+        """Remember the addresses given by hand to `mdi node start`, for the commands on this device."""
+        write_private(self.peers_path, "".join(f"{peer}\n" for peer in peers).encode())
+
+    def read_peers(self) -> tuple[str, ...]:
+        return tuple((read_private(self.peers_path) or b"").decode(errors="replace").split())
 
     def clear_running(self) -> None:
         self.node_path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ Stage outputs: hidden_out [T, d_model]; present_key.i / present_value.i, bound t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,9 @@ CONTRIB = "com.microsoft"
 ONNX_OPSET = 21
 IR_VERSION = 10
 ONNX_TYPES = {"F32": TensorProto.FLOAT, "U8": TensorProto.UINT8}
-INT8_DOT = 4  # MatMulNBits `accuracy_level`: activations rounded to int8 per block. Level 0 is 4 to 170 times slower (facts/engine.md)
+INT8_DOT = (
+    4  # MatMulNBits `accuracy_level`: activations rounded to int8 per block. Level 0 is 4 to 170 times slower (facts/engine.md)
+)
 
 
 class GraphBuilder:
@@ -53,13 +56,15 @@ class GraphBuilder:
         place = pack.tensors.get(tensor)
         if place is None or place.dtype not in ONNX_TYPES:
             raise ModelError(f"pack {pack.path.name} has no usable tensor {tensor}")
-        proto = onnx.TensorProto(name=name, dims=place.shape, data_type=ONNX_TYPES[place.dtype], data_location=TensorProto.EXTERNAL)
+        proto = onnx.TensorProto(
+            name=name, dims=place.shape, data_type=ONNX_TYPES[place.dtype], data_location=TensorProto.EXTERNAL
+        )
         for key, value in (("location", pack.path.name), ("offset", place.offset), ("length", place.n_bytes)):
             proto.external_data.add(key=key, value=str(value))
         self._initializers.append(proto)
         return name
 
-    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: object) -> str:
+    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any) -> str:
         name = f"{outputs[0]}:{op}"
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs[0]
@@ -95,7 +100,8 @@ class GraphBuilder:
 def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int) -> bytes:
     """The graph of consecutive blocks. Raises ModelError when a pack is not a block of this model."""
     g = GraphBuilder("stage")
-    d, kv_shape = config.d_model, ["B", config.n_kv_heads, ctx, config.head_dim]
+    d = config.d_model
+    kv_shape: list[int | str] = ["B", config.n_kv_heads, ctx, config.head_dim]
     x = g.input("hidden", TensorProto.FLOAT, ["T", d])
     g.input("pad", TensorProto.INT64, ["B", "S"])
     g.input("unpad", TensorProto.INT64, ["T"])
@@ -126,8 +132,20 @@ def _block(g: GraphBuilder, config: ModelConfig, pack: Pack, i: int, x: str, ski
     normed, residual = _norm(g, config, pack, f"{p}.attn_norm", x, skip)
     qkv = g.linear(f"{p}.qkv", normed, pack, "qkv", config.d_model)  # [T, (n_heads + 2 n_kv_heads) head_dim]
     padded = g.node("Gather", [qkv, "pad"], [f"{p}.padded"], axis=0)  # [B, S, same]
-    attributes: dict[str, object] = {} if config.sliding_window is None else {"local_window_size": config.sliding_window}
-    inputs = [padded, "", "", f"past_key.{i}", f"past_value.{i}", "last_position", "total", "cos", "sin", *[""] * 7, "query_lengths"]
+    attributes: dict[str, Any] = {} if config.sliding_window is None else {"local_window_size": config.sliding_window}
+    inputs = [
+        padded,
+        "",
+        "",
+        f"past_key.{i}",
+        f"past_value.{i}",
+        "last_position",
+        "total",
+        "cos",
+        "sin",
+        *[""] * 7,
+        "query_lengths",
+    ]
     attention = g.node(
         "GroupQueryAttention",
         inputs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -57,7 +58,7 @@ class OnnxEngine:
             raise InternalError(f"step outside the stage's {self._shape.n_slots} slots of {self._shape.ctx} tokens")
         out = np.empty(hidden.shape, np.float32)
         binding = self._binding(layout.first_slot, len(layout.query_lengths))
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             "hidden": np.ascontiguousarray(hidden, np.float32),
             "pad": layout.pad,
             "unpad": layout.unpad,

@@ -31,9 +31,13 @@ class SamplingParams:
             ("seed", self.seed, 0, MAX_SEED),
         ):
             if not low <= value <= high:
-                raise UserError(f"{name} is {value}, outside {low} to {high}", hint=f"choose --{name.replace('_', '-')} in that range")
+                raise UserError(
+                    f"{name} is {value}, outside {low} to {high}", hint=f"choose --{name.replace('_', '-')} in that range"
+                )
         if self.top_p == 0.0:
-            raise UserError("top_p 0 leaves no token", hint="choose --top-p above 0, or --temperature 0 for the likeliest token")
+            raise UserError(
+                "top_p 0 leaves no token", hint="choose --top-p above 0, or --temperature 0 for the likeliest token"
+            )
 
 
 def sample(logits: NDArray[np.float32], params: SamplingParams, index: int) -> int:
@@ -44,7 +48,9 @@ def sample(logits: NDArray[np.float32], params: SamplingParams, index: int) -> i
     """
     best = int(logits.argmax())
     if not np.isfinite(logits[best]):
-        raise InternalError("the model computed logits that are not finite", hint="try --quant none; if it stays, the checkpoint is damaged")
+        raise InternalError(
+            "the model computed logits that are not finite", hint="try --quant none; if it stays, the checkpoint is damaged"
+        )
     if params.temperature == 0.0:
         return best
     tokens, probabilities = _candidates(logits, params)

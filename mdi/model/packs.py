@@ -95,7 +95,12 @@ def linear_tensors(name: str, weight: NDArray[np.float32], fmt: WeightFormat) ->
 
 
 def write_pack(
-    directory: Path, kind: PackKind, fmt: WeightFormat, tensors: Mapping[str, NDArray[Any]], *, bf16: frozenset[str] = frozenset()
+    directory: Path,
+    kind: PackKind,
+    fmt: WeightFormat,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    bf16: frozenset[str] = frozenset(),
 ) -> PackRef:
     """Writes a pack under its final name, whole or not at all. Tensors named in `bf16` are uint16 bits of bfloat16."""
     header: dict[str, Any] = {
@@ -115,7 +120,7 @@ def write_pack(
     with PackWriter(directory) as writer:
         writer.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
-            writer.write(memoryview(array).cast("B"))
+            writer.write(array.data.cast("B"))
         return writer.commit()
 
 
@@ -171,7 +176,9 @@ def open_pack(path: Path) -> Pack:
             header = json.loads(file.read(length))
         described = json.loads(header.pop("__metadata__")["mdi"])
         if described["version"] != PACK_VERSION:
-            raise ModelError(f"{path.name} is a pack of version {described['version']}, not {PACK_VERSION}", hint="mdi models rm")
+            raise ModelError(
+                f"{path.name} is a pack of version {described['version']}, not {PACK_VERSION}", hint="mdi models rm"
+            )
         tensors = {name: _place(name, entry, 8 + length, size) for name, entry in header.items()}
         return Pack(path, PackKind(described["kind"]), WeightFormat.from_json(described["format"]), tensors)
     except OSError as error:

@@ -12,6 +12,7 @@ import grpc
 from mdi import __version__
 from mdi.errors import MdiError, PeerError
 from mdi.model.config import ModelConfig
+from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler
 from mdi.node.links import measure_link
 from mdi.node.measure import Measurer
@@ -24,7 +25,6 @@ from mdi.profile.memory import available_bytes
 from mdi.profile.temperature import temperature_c
 from mdi.wire import PROTOCOL
 from mdi.wire import mdi_pb2 as pb
-from mdi.node.callers import caller_id
 from mdi.wire.mdi_pb2_grpc import NodeServicer
 from mdi.wire.status import abort
 
@@ -43,9 +43,7 @@ class Me:
 
 
 class ControlServicer(NodeServicer):
-    def __init__(
-        self, me: Me, stages: Stages, packs: PackStore, dialler: Dialler, measurer: Measurer
-    ) -> None:
+    def __init__(self, me: Me, stages: Stages, packs: PackStore, dialler: Dialler, measurer: Measurer) -> None:
         self._me = me
         self._stages = stages
         self._packs = packs
@@ -61,7 +59,7 @@ class ControlServicer(NodeServicer):
             protocol=PROTOCOL,
             cpu=me.device.cpu,
             threads=me.threads,
-            memory_total_bytes=me.device.memory_total_bytes,
+            memory_total_bytes=me.device.memory_bytes,
             memory_available_bytes=available_bytes(),
             memory_offered_bytes=self._stages.offered_bytes,
             memory_used_bytes=self._stages.used_bytes,
@@ -73,7 +71,11 @@ class ControlServicer(NodeServicer):
         try:
             config = ModelConfig.from_json(request.config_json)
             times = await self._measurer.blocks(
-                config, weight_format(request.format), ctx=request.ctx, chunk_tokens=request.chunk_tokens, refresh=request.refresh
+                config,
+                weight_format(request.format),
+                ctx=request.ctx,
+                chunk_tokens=request.chunk_tokens,
+                refresh=request.refresh,
             )
             device = await self._measurer.device(refresh=request.refresh)
         except MdiError as error:
@@ -121,7 +123,9 @@ class ControlServicer(NodeServicer):
             await abort(context, error)
         return first.pack
 
-    async def LoadStage(self, request: pb.LoadStageRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LoadProgress]:
+    async def LoadStage(
+        self, request: pb.LoadStageRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.LoadProgress]:
         try:
             spec = stage_spec(request, caller_id(context), self._me.threads)
             yield pb.LoadProgress(blocks_loaded=0, bytes=0)

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -31,7 +31,7 @@ from mdi.node.measure import Measurer
 from mdi.node.packs import PackStore
 from mdi.node.ring import RingServicer
 from mdi.node.stages import Stages
-from mdi.profile.device import DeviceInfo, usable_threads
+from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
 from mdi.wire import PROTOCOL
 from mdi.wire.channel import new_server, server_credentials, target
@@ -105,15 +105,17 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         identity = Identity.load_or_create(home)
         credentials = authority.issue(identity)
         name = clean_name(options.name or socket.gethostname())
-        threads = options.threads or usable_threads()
+        device = DeviceInfo.of_this_device()
+        threads = options.threads or device.usable_cores
 
         engine = stack.enter_context(EngineThread())
         packs = PackStore(home.packs_path)
         stages = Stages(packs, lambda used: offered_bytes(options.max_memory_bytes, used), time.monotonic)
         stack.callback(stages.close)
         dialler = Dialler(credentials)
-        me = Me(identity.node_id, name, DeviceInfo.read(), threads, time.monotonic())
-        server = new_server([handlers(*_ring(stages, engine, dialler)), echo_handler()])
+        me = Me(identity.node_id, name, device, threads, time.monotonic())
+        ring = RingServicer(stages, engine, dialler)
+        server = new_server([handlers(ring.on_flow, ring.on_collect), echo_handler()])
         measurer = Measurer(home.profiles_path, engine, threads)
         add_NodeServicer_to_server(ControlServicer(me, stages, packs, dialler, measurer), server)
         port = _listen(server, options, server_credentials(credentials))
@@ -123,7 +125,8 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         stack.push_async_callback(_end, sweeper)
 
         advertisement = Advertisement(identity.node_id, name, port, PROTOCOL)
-        await stack.enter_async_context(_directory(options, authority.fingerprint, advertisement))
+        await stack.enter_async_context(_announced(options, authority.fingerprint, advertisement))
+        home.write_peers(options.peers)
         home.write_running(RunningNode(os.getpid(), port, name, identity.node_id, time.time()))
         stack.callback(home.clear_running)
         yield NodeReady(identity.node_id, name, port, authority.fingerprint, key.text if made else None)
@@ -153,11 +156,6 @@ def _cluster_key(options: NodeOptions, home: Home) -> tuple[ClusterKey, bool]:
     return key, False
 
 
-def _ring(stages: Stages, engine: EngineThread, dialler: Dialler):  # type: ignore[no-untyped-def]
-    servicer = RingServicer(stages, engine, dialler)
-    return servicer.on_flow, servicer.on_collect
-
-
 def _listen(server: grpc.aio.Server, options: NodeOptions, credentials: grpc.ServerCredentials) -> int:
     """The port that was taken. Raises UserError when the one that was asked for is not free."""
     hosts = (options.host,) if options.host else ANY_HOSTS
@@ -175,20 +173,15 @@ def _listen(server: grpc.aio.Server, options: NodeOptions, credentials: grpc.Ser
     )
 
 
-def _directory(options: NodeOptions, fingerprint: str, advertisement: Advertisement):  # type: ignore[no-untyped-def]
-    if not options.discovery:
-        return nullcontext()
-    return _tolerant(Directory(fingerprint, advertise=advertisement))
-
-
 @asynccontextmanager
-async def _tolerant(directory: Directory) -> AsyncIterator[None]:
+async def _announced(options: NodeOptions, fingerprint: str, advertisement: Advertisement) -> AsyncIterator[None]:
     """A node without multicast still serves those who name its address."""
     async with AsyncExitStack() as stack:
-        try:
-            await stack.enter_async_context(directory)
-        except LinkError as error:
-            _log.warning("%s; %s", error, error.hint)
+        if options.discovery:
+            try:
+                await stack.enter_async_context(Directory(fingerprint, advertise=advertisement))
+            except LinkError as error:
+                _log.warning("%s; %s", error, error.hint)
         yield
 
 

@@ -46,7 +46,9 @@ class Dialler:
 async def _answering(node: NodeAddress) -> str:
     if len(node.addresses) == 1:
         return node.addresses[0]
-    attempts = [asyncio.create_task(_try(address, node.port, i * NEXT_ADDRESS_DELAY_S)) for i, address in enumerate(node.addresses)]
+    attempts = [
+        asyncio.create_task(_try(address, node.port, i * NEXT_ADDRESS_DELAY_S)) for i, address in enumerate(node.addresses)
+    ]
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             for attempt in asyncio.as_completed(attempts):

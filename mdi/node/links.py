@@ -62,7 +62,9 @@ async def measure_link(channel: grpc.aio.Channel, peer: str, *, decode_bytes: in
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error, peer) from error
     except TimeoutError:
-        raise LinkError(f"{peer} did not echo within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}") from None
+        raise LinkError(
+            f"{peer} did not echo within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
+        ) from None
     finally:
         call.cancel()
     return LinkTimes(decode_s, max(prefill_s, decode_s))

@@ -27,10 +27,8 @@ class Measurer:
         self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, refresh: bool = False
     ) -> BlockTimes:
         return await self._engine.run(
-            lambda: self._cache.blocks(
-                config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh
-            )
+            lambda: self._cache.blocks(config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh)
         )
 
     async def head(self, config: ModelConfig, fmt: WeightFormat, *, refresh: bool = False) -> HeadTime:
-        return await self._engine.run(lambda: self._cache.head(config, fmt, self._threads, refresh=refresh))
+        return await self._engine.run(lambda: self._cache.head(config, fmt, threads=self._threads, refresh=refresh))

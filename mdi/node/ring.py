@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 
 from mdi.engine.thread import EngineThread
 from mdi.errors import LinkError, MdiError
+from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler, NodeAddress
 from mdi.node.stages import Held, Stages
-from mdi.node.callers import caller_id
-from mdi.wire.ring import flow, target_of
+from mdi.wire.ring import Flow, target_of
 from mdi.wire.status import abort, from_rpc_error
 
 # A next node or a starter that takes no frame for so long is stuck. The starter's own deadline on a step is shorter.
@@ -66,22 +66,20 @@ class RingServicer:
     async def _forward(self, frames: AsyncIterator[bytes], held: Held, next_node: NodeAddress) -> None:
         """Passes results on, and fails as soon as the next node does: between frames nobody else would notice."""
         async with self._dialler.open(next_node) as channel:
-            call = flow(channel, held.stage.spec.target)
+            outgoing = Flow(channel, held.stage.spec.target, next_node.name)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(_watch(call, next_node.name), name=f"watch {next_node.name}")
-                    await self._pump(frames, held, call.write)
-                    await call.done_writing()
+                    tasks.create_task(_watch(outgoing, next_node.name), name=f"watch {next_node.name}")
+                    await self._pump(frames, held, outgoing.send)
+                    await outgoing.close()
             finally:
-                call.cancel()
+                outgoing.cancel()
 
 
-async def _watch(call: Any, name: str) -> None:
+async def _watch(outgoing: Flow, name: str) -> None:
     """Returns when the next node has ended the stream well; raises what it failed with."""
-    try:
-        await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error, name) from error
+    if (error := await outgoing.ended) is not None:
+        raise from_rpc_error(error, name)
 
 
 def _first(errors: BaseExceptionGroup[MdiError]) -> MdiError:

@@ -38,7 +38,9 @@ class StageSpec:
 
     def __post_init__(self) -> None:
         if not len(self.blocks) or self.blocks.stop > self.config.n_blocks or len(self.packs) != len(self.blocks):
-            raise UserError(f"a stage of {len(self.packs)} packs for blocks {self.blocks.start} to {self.blocks.stop} is not possible")
+            raise UserError(
+                f"a stage of {len(self.packs)} packs for blocks {self.blocks.start} to {self.blocks.stop} is not possible"
+            )
         if self.shape.ctx > self.config.max_positions:
             raise UserError(f"the model has {self.config.max_positions} positions, fewer than --ctx {self.shape.ctx}")
 
@@ -76,13 +78,17 @@ class LoadedStage:
         self.steps += 1
         for row in frame.rows:
             self._tokens_in_slot[row.slot] = row.position + row.count
-        result = encode(frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden))
+        result = encode(
+            frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden)
+        )
         self.busy_s += time.perf_counter() - started
         return result
 
     def _check_order(self, frame: Frame) -> None:
         if frame.epoch != self.spec.target.epoch:
-            raise FrameError(f"A frame of epoch {frame.epoch} was refused: this stage belongs to epoch {self.spec.target.epoch}.")
+            raise FrameError(
+                f"A frame of epoch {frame.epoch} was refused: this stage belongs to epoch {self.spec.target.epoch}."
+            )
         if frame.step != self.steps:
             raise FrameError(f"Step {frame.step} was refused: step {self.steps} comes next.")
         for row in frame.rows:

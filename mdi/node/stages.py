@@ -16,7 +16,9 @@ from mdi.wire.ring import RingTarget
 
 LEASE_S = 30.0  # a starter that vanished gets this long to come back before its stage is freed
 MAX_STAGES = 16  # sessions at once; memory is refused long before
-MAX_WAITING_RESULTS = 8  # frames of a last stage that its starter has not taken yet; a starter has at most that many steps in flight
+MAX_WAITING_RESULTS = (
+    8  # frames of a last stage that its starter has not taken yet; a starter has at most that many steps in flight
+)
 
 
 @dataclass(slots=True)

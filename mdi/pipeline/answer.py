@@ -111,5 +111,3 @@ def _finished(
     reason = FinishReason.STOP if stopped else sequence.finish or FinishReason.CANCELLED
     new_ids = tuple(sequence.tokens[sequence.n_prompt :][:n_new])
     return Answer(text, new_ids, request.prompt_ids, reason, timings)
-
-

@@ -47,7 +47,13 @@ class Deployment:
 
 @asynccontextmanager
 async def deploy(
-    plan: Plan, peers: dict[str, Peer], packed: PackedModel, packs: Path, workload: Workload, model: str, on_progress: OnProgress
+    plan: Plan,
+    peers: dict[str, Peer],
+    packed: PackedModel,
+    packs: Path,
+    workload: Workload,
+    model: str,
+    on_progress: OnProgress,
 ) -> AsyncIterator[Deployment]:
     """The plan's workers, loaded and leased; leaving the context frees them.
 
@@ -150,5 +156,3 @@ async def first_error() -> AsyncIterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-
-

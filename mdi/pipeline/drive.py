@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TypeAlias
 
 from mdi.engine.thread import EngineThread
 from mdi.pipeline.api import FinishReason
@@ -12,7 +13,7 @@ from mdi.pipeline.scheduler import Scheduler, Sequence
 
 MAX_WAITING_TOKENS = 1 << 16  # per answer: more than any context; a reader that stops reading stops its answer by cancelling it
 
-Inbox = asyncio.Queue["NewToken | BaseException"]
+Inbox: TypeAlias = "asyncio.Queue[NewToken | BaseException]"
 
 
 class Drive:

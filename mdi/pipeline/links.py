@@ -35,7 +35,9 @@ class LinkMemory:
             return None
 
     def remember(self, times: dict[Pair, LinkTimes]) -> None:
-        entries = self._read() | {self._key(pair): [self._now_s(), link.decode_s, link.prefill_s] for pair, link in times.items()}
+        entries = self._read() | {
+            self._key(pair): [self._now_s(), link.decode_s, link.prefill_s] for pair, link in times.items()
+        }
         newest = dict(sorted(entries.items(), key=lambda entry: -entry[1][0])[:MAX_REMEMBERED])
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(newest))
@@ -54,10 +56,10 @@ class LinkMemory:
 
 async def measure_pairs(pairs: list[Pair], measure: Measure, on_done: Callable[[int], None]) -> dict[Pair, LinkTimes]:
     """Every pair, in rounds in which no node takes part twice: a busy end would make a link look slow."""
-    left, found = list(pairs), {}
+    left, found = list(pairs), dict[Pair, LinkTimes]()
     while left:
         busy: set[str] = set()
-        this_round = []
+        this_round: list[Pair] = []
         for pair in left:
             if len(this_round) < PARALLEL and not busy & set(pair):
                 this_round.append(pair)

@@ -63,7 +63,9 @@ class Peer:
 
     async def link_to(self, other: NodeAddress, decode_bytes: int, prefill_bytes: int) -> LinkTimes:
         """The link from this node to another one, measured between the two."""
-        request = pb.MeasureLinkRequest(peer=peer_address_message(other), decode_bytes=decode_bytes, prefill_bytes=prefill_bytes)
+        request = pb.MeasureLinkRequest(
+            peer=peer_address_message(other), decode_bytes=decode_bytes, prefill_bytes=prefill_bytes
+        )
         report = await self._call(self._node.MeasureLink(request, timeout=LINK_TIMEOUT_S))
         return LinkTimes(report.decode_s, report.prefill_s)
 
@@ -75,7 +77,7 @@ class Peer:
         """Sends a pack from this disk; `on_bytes` hears of every piece that was taken."""
         call = self._node.PutPack()
         try:
-            first = pb.PackRef(sha256=ref.sha256, bytes=ref.n_bytes)
+            first: pb.PackRef | None = pb.PackRef(sha256=ref.sha256, bytes=ref.n_bytes)
             for piece in chunks(path):
                 async with asyncio.timeout(UPLOAD_SILENCE_S):
                     await call.write(pb.PackChunk(pack=first, data=piece))
@@ -90,7 +92,9 @@ class Peer:
             await self._call(call)
             raise LinkError(f"{self.address.name} ended an upload") from None
         except TimeoutError:
-            raise LinkError(f"{self.address.name} took no data for {UPLOAD_SILENCE_S:.0f} s", hint="look at its link and its disk") from None
+            raise LinkError(
+                f"{self.address.name} took no data for {UPLOAD_SILENCE_S:.0f} s", hint="look at its link and its disk"
+            ) from None
         finally:
             call.cancel()
 
@@ -125,4 +129,3 @@ class Peer:
 async def connect(dialler: Dialler, address: NodeAddress) -> AsyncIterator[Peer]:
     async with dialler.open(address) as channel:
         yield Peer(address, channel)
-

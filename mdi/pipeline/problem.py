@@ -20,7 +20,7 @@ from mdi.pipeline.links import LinkMemory, Pair, measure_pairs
 from mdi.pipeline.survey import House, Neighbour
 from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
 from mdi.profile.blocks import LinearTime
-from mdi.profile.device import usable_threads
+from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
 from mdi.wire import mdi_pb2 as pb
 
@@ -71,7 +71,7 @@ async def draw_problem(
     house: House, workload: Workload, options: StarterOptions, engine: EngineThread, on_progress: OnProgress
 ) -> Problem:
     """Measures what is not known yet. A worker that fails on the way is left out and listed in `house.problems`."""
-    threads = options.threads or (house.own.info.threads if house.own else usable_threads())
+    threads = starter_threads(house, options)
     measurer = Measurer(house.home.profiles_path, engine, threads)
     refresh = options.refresh_profiles
     label = "measuring the nodes"
@@ -82,9 +82,13 @@ async def draw_problem(
     )
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
-    starter = NodeCost(house.node_id, _own_name(house), _own_memory(house, options), _time(blocks.decode), _time(blocks.prefill))
+    starter = NodeCost(
+        house.node_id, _own_name(house), _own_memory(house, options), _time(blocks.decode), _time(blocks.prefill)
+    )
 
-    profiles = await _profile_others(house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total)))
+    profiles = await _profile_others(
+        house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total))
+    )
     workers = [
         NodeCost(
             neighbour.info.node_id,
@@ -103,6 +107,11 @@ async def draw_problem(
         StarterCost(head.decode_s, head.decode_s, head_bytes),
         {ids: LinkCost(link.decode_s, link.prefill_s) for ids, link in links.items()},
     )
+
+
+def starter_threads(house: House, options: StarterOptions) -> int:
+    """As many as its own daemon was given, unless this command says otherwise."""
+    return options.threads or (house.own.info.threads if house.own else DeviceInfo.of_this_device().usable_cores)
 
 
 async def _profile_others(house: House, workload: Workload, refresh: bool, on_done) -> list[tuple[Neighbour, pb.NodeProfile]]:  # type: ignore[no-untyped-def]
@@ -150,7 +159,9 @@ async def _links(
     if unknown:
         label = "measuring the links"
         on_progress(Progress("links", label, 0, len(unknown)))
-        known |= (measured := await measure_pairs(unknown, measure, lambda n: on_progress(Progress("links", label, n, len(unknown)))))
+        known |= (
+            measured := await measure_pairs(unknown, measure, lambda n: on_progress(Progress("links", label, n, len(unknown))))
+        )
         memory.remember(measured)
     return known | {(b, a): link for (a, b), link in known.items()}
 

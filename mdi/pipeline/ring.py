@@ -11,7 +11,7 @@ import grpc
 
 from mdi.errors import LinkError, MdiError
 from mdi.node.dial import Dialler, NodeAddress
-from mdi.wire.ring import RingTarget, collect, flow
+from mdi.wire.ring import Flow, RingTarget, collect
 from mdi.wire.status import from_rpc_error
 
 
@@ -25,7 +25,7 @@ class Ring(Protocol):
 class GrpcRing:
     """Open calls to the first and the last worker. A failure anywhere in the ring ends `receive` with what failed."""
 
-    def __init__(self, outgoing: Any, first: str, incoming: Any, last: str, step_timeout_s: float) -> None:
+    def __init__(self, outgoing: Flow, first: str, incoming: Any, last: str, step_timeout_s: float) -> None:
         self._outgoing = outgoing
         self._first = first
         self._incoming = incoming
@@ -35,7 +35,7 @@ class GrpcRing:
 
     async def send(self, frame: bytes) -> None:
         """Raises LinkError or what the workers failed with."""
-        await self._call(self._outgoing.write(frame), self._first)
+        await self._call(self._outgoing.send(frame), self._first)
 
     async def receive(self) -> bytes:
         """The next result frame. Raises LinkError after `step_timeout_s`, or what the workers failed with."""
@@ -46,16 +46,16 @@ class GrpcRing:
 
     async def watch(self) -> None:
         """Ends when the first worker ends the outgoing stream; a failure there ends `receive`, which waits for the last worker."""
-        try:
-            await self._outgoing.read()
-        except grpc.aio.AioRpcError as error:
-            self._failure = from_rpc_error(error, self._first)
-            self._incoming.cancel()
+        error = await self._outgoing.ended
+        self._failure = from_rpc_error(error, self._first) if error else _ended(self._first)
+        self._incoming.cancel()
 
     async def _call(self, operation: Awaitable[Any], name: str) -> Any:
         try:
             async with asyncio.timeout(self._step_timeout_s):
                 return await operation
+        except MdiError as error:
+            raise self._failure or error from None
         except TimeoutError:
             raise LinkError(
                 f"{name} did not answer within {self._step_timeout_s:.0f} s", hint="is one of the nodes frozen? see `mdi nodes`"
@@ -84,7 +84,7 @@ async def open_ring(
         first, last = workers[0], workers[-1]
         to_first = await stack.enter_async_context(dialler.open(first))
         to_last = to_first if len(workers) == 1 else await stack.enter_async_context(dialler.open(last))
-        outgoing, incoming = flow(to_first, target), collect(to_last, target)
+        outgoing, incoming = Flow(to_first, target, first.name), collect(to_last, target)
         ring = GrpcRing(outgoing, first.name, incoming, last.name, step_timeout_s)
         watcher = asyncio.create_task(ring.watch(), name="watch the ring")
         try:

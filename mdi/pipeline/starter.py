@@ -22,18 +22,19 @@ from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, Start
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.deploy import Deployment, deploy
 from mdi.pipeline.drive import Drive
-from mdi.pipeline.problem import Workload, draw_problem
+from mdi.pipeline.problem import Workload, draw_problem, starter_threads
 from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
-from mdi.profile.device import usable_threads
 from mdi.wire.frame import FrameLimits
 
 STEP_TIMEOUT_FLOOR_S = 10.0
-STEP_TIMEOUT_FACTOR = 30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
+STEP_TIMEOUT_FACTOR = (
+    30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
+)
 PREFILL_STEPS_PER_STAGE = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
 
 
@@ -105,7 +106,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
         deployment = await stack.enter_async_context(
             deploy(planned.plan, peers, packed, home.packs_path, workload, model.source.name, on_progress)
         )
-        threads = options.threads or (house.own.info.threads if house.own else usable_threads())
+        threads = starter_threads(house, options)
         core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, threads)
         ring = None
         if deployment.workers:
@@ -207,4 +208,3 @@ def _step_timeout_s(plan: Plan) -> float:
 async def _settled(task: asyncio.Task[object]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-

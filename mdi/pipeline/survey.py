@@ -96,7 +96,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(home: Home, peers: tuple[str, ...], *, discovery: bool, wait_s: float, enough: int | None = None) -> AsyncIterator[House]:
+async def open_house(
+    home: Home, peers: tuple[str, ...], *, discovery: bool, wait_s: float, enough: int | None = None
+) -> AsyncIterator[House]:
     """Finds the cluster's nodes and connects to each. Waits `wait_s`, or until `enough` other nodes were found.
 
     A node that fails is listed in `problems`; it never stops the others. Raises UserError for an address that is none, and MdiError
@@ -129,7 +131,13 @@ async def list_nodes(home: Home, peers: tuple[str, ...], discovery: bool, wait_s
 
 
 async def _find(
-    house: House, authority: Authority, named: list[PeerAddress], n_required: int, discovery: bool, wait_s: float, enough: int | None
+    house: House,
+    authority: Authority,
+    named: list[PeerAddress],
+    n_required: int,
+    discovery: bool,
+    wait_s: float,
+    enough: int | None,
 ) -> tuple[list[Member], int]:
     """Members by id: this device's own daemon, those named by hand, and those that mDNS finds."""
     found: dict[str, Member] = {}

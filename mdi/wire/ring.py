@@ -8,15 +8,18 @@ Both calls say in their metadata which session's stage and which epoch they belo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 import msgpack
 
-from mdi.errors import FrameError
+from mdi.errors import FrameError, LinkError, MdiError
 from mdi.wire.frame import MAX_COUNTER
+from mdi.wire.status import ending, from_rpc_error
 
 SERVICE = "mdi.Ring"
 TARGET_KEY = "mdi-ring-bin"
@@ -40,9 +43,36 @@ class RingTarget:
             raise FrameError(f"A call was refused: epoch must be an integer from 0 to {MAX_COUNTER}.")
 
 
-def flow(channel: grpc.aio.Channel, target: RingTarget) -> Any:
-    """Opens a Flow: `await call.write(frame_bytes)`; a failed write or `await call.read()` tells that the peer ended it."""
-    return channel.stream_stream(f"/{SERVICE}/Flow")(metadata=_metadata(target))
+class Flow:
+    """Sends frames to the node `peer` (its name, for messages). `ended` resolves when the call does: None for success."""
+
+    def __init__(self, channel: grpc.aio.Channel, target: RingTarget, peer: str) -> None:
+        self._call = channel.stream_stream(f"/{SERVICE}/Flow")(metadata=_metadata(target))
+        self._peer = peer
+        self.ended = ending(self._call)
+
+    async def send(self, frame: bytes) -> None:
+        """Returns when gRPC has taken the frame, not when it arrived. Raises the error that the peer ended the call with.
+
+        Cancelling it, as a deadline does, ends the call: a frame half sent cannot be taken back.
+        """
+        try:
+            await self._call.write(frame)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise self._error(await self.ended) from None
+
+    async def close(self) -> None:
+        """Says that no more frames come, and waits for the peer's verdict. Raises as `send` does."""
+        with suppress(grpc.aio.BaseError):  # when the peer ends the call meanwhile; how, `ended` tells
+            await self._call.done_writing()
+        if (error := await self.ended) is not None:
+            raise self._error(error)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def _error(self, error: grpc.aio.AioRpcError | None) -> MdiError:
+        return from_rpc_error(error, self._peer) if error else LinkError(f"{self._peer} ended the stream of frames.")
 
 
 def collect(channel: grpc.aio.Channel, target: RingTarget) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
@@ -108,6 +110,34 @@ def from_rpc_error(error: grpc.RpcError, peer: str) -> MdiError:
     kind = ERROR_OF[code]
     fallback = _HINTS.get(kind)
     return kind(_sentence(kind, code, peer, details), hint=fallback and fallback.format(peer=peer))
+
+
+def ending(call: grpc.aio.Call) -> asyncio.Future[grpc.aio.AioRpcError | None]:
+    """How `call` ends: None for success. Ask right after opening a call that is written to.
+
+    A write that fails because the peer has just ended the call replaces the peer's status by "Internal error from Core"
+    (https://github.com/grpc/grpc/issues/36066). Only a done callback sees the status before that.
+    """
+    ended: asyncio.Future[grpc.aio.AioRpcError | None] = asyncio.get_running_loop().create_future()
+
+    def keep(call: grpc.aio.Call) -> None:
+        if not ended.done():
+            code = _result(call.code())
+            parts = (_result(call.initial_metadata()), _result(call.trailing_metadata()), _result(call.details()))
+            ended.set_result(None if code is grpc.StatusCode.OK else grpc.aio.AioRpcError(code, *parts))
+
+    call.add_done_callback(keep)
+    return ended
+
+
+def _result(finished: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing left to wait for."""
+    try:
+        finished.send(None)
+    except StopIteration as end:
+        return end.value
+    finished.close()
+    raise InternalError("gRPC called back before the call was done")
 
 
 def _sentence(kind: type[MdiError], code: grpc.StatusCode, peer: str, details: str) -> str:

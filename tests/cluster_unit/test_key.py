@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdi.cluster.home import Home
@@ -14,6 +14,7 @@ keys = st.binary(min_size=16, max_size=16).map(ClusterKey)
 SYMBOLS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
+@settings(deadline=None)
 @given(keys)
 def test_what_is_printed_can_be_typed(key: ClusterKey) -> None:
     assert ClusterKey.parse(key.text) == key
@@ -25,6 +26,7 @@ def test_the_form_of_a_key() -> None:
     assert ClusterKey(bytes(range(16))).text == "000g-40r4-0m30-e209-185g-r38e-1y4e-5kpe"
 
 
+@settings(deadline=None, max_examples=20)  # each tries all 32 places
 @given(keys)
 def test_every_wrong_character_is_noticed(key: ClusterKey) -> None:
     text = key.text.replace("-", "")
@@ -34,6 +36,7 @@ def test_every_wrong_character_is_noticed(key: ClusterKey) -> None:
                 ClusterKey.parse(text[:i] + wrong + text[i + 1 :])
 
 
+@settings(deadline=None)
 @given(keys)
 def test_swapped_lost_and_doubled_characters_are_noticed(key: ClusterKey) -> None:
     text = key.text.replace("-", "")
@@ -46,6 +49,7 @@ def test_swapped_lost_and_doubled_characters_are_noticed(key: ClusterKey) -> Non
                 ClusterKey.parse(typed)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_key_or_a_user_error(text: str) -> None:
     try:
@@ -54,6 +58,7 @@ def test_any_text_is_a_key_or_a_user_error(text: str) -> None:
         assert error.hint  # noqa: PT017
 
 
+@settings(deadline=None)
 @given(keys)
 def test_the_fingerprint_is_public_and_the_secret_is_not_shown(key: ClusterKey) -> None:
     assert key.fingerprint == ClusterKey(key.secret).fingerprint

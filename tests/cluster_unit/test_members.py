@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdi.cluster.interfaces import MAX_ADDRESSES
@@ -77,6 +77,7 @@ def test_hostile_fields_are_refused(changes: dict[str, object]) -> None:
         member(**changes)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_every_device_name_becomes_one_that_may_be_announced(text: str) -> None:
     assert member(name=clean_name(text))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdi.cluster.peers import DEFAULT_PORT, PeerAddress, parse_peer
@@ -61,6 +61,7 @@ def test_what_is_no_address(text: str) -> None:
     assert str(DEFAULT_PORT) in str(refused.value.hint)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40) | st.from_regex(r"[\[\]:.%0-9a-z]{0,20}", fullmatch=True))
 def test_any_text_is_an_address_or_a_user_error(text: str) -> None:
     try:

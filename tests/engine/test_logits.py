@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Stages:
         bounds = np.cumsum((0, *split))
         self._engines = [
             OnnxEngine(packed.config, open_packs(packed, directory, start, stop), shape)
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+            for start, stop in itertools.pairwise(bounds)
         ]
         self._embedding = Embedding(open_pack(directory / packed.embedding.filename))
         self._head = Head(packed.config, open_pack(directory / packed.head.filename), threads=1)
@@ -89,7 +90,7 @@ def test_ragged_batch_with_an_idle_slot_between_equals_transformers(packs, token
     position, decoded = 0, 20
     for count in (7, 16, 9):
         rows = [Row(1, position, count, 0), Row(3, decoded, 1, 0)]
-        logits = stages.logits(rows, token_ids[position : position + count] + [token_ids[decoded]])
+        logits = stages.logits(rows, [*token_ids[position : position + count], token_ids[decoded]])
         wanted = np.concatenate((expected[position : position + count], expected[decoded : decoded + 1]))
         np.testing.assert_allclose(logits, wanted, atol=TOLERANCE, rtol=0)
         position, decoded = position + count, decoded + 1

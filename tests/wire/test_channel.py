@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from mdi.errors import FrameError, LinkError, WrongCluster
+from mdi.errors import FrameError, LinkError, MdiError, WrongCluster
 from mdi.wire.channel import MAX_MESSAGE_BYTES, new_server, open_channel, peer_node_id, server_credentials, target
 from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
-from mdi.wire.ring import RingTarget, collect, flow, handlers, target_of
+from mdi.wire.ring import Flow, RingTarget, collect, handlers, target_of
 from mdi.wire.status import abort, from_rpc_error
 
 DEADLINE_S = 20
@@ -121,24 +121,22 @@ def a_frame() -> Frame:
 async def test_a_frame_goes_round(cluster: Authority, stage: Stage, serve: Serve, host: str) -> None:
     address = await serve(cluster.issue("a.node.mdi"), host)
     async with asyncio.timeout(DEADLINE_S), open_channel(address, cluster.issue("b.node.mdi"), "a") as channel:
-        results, frames = collect(channel, TARGET), flow(channel, TARGET)
+        results, frames = collect(channel, TARGET), Flow(channel, TARGET, "pi")
         for _ in range(3):
-            await frames.write(encode(a_frame()))
+            await frames.send(encode(a_frame()))
             back = decode(await results.read(), LIMITS, check_finite=True)
             assert (back.hidden == a_frame().hidden[[3, 4]] * 2).all()
-        await frames.done_writing()
-        assert await frames.code() == grpc.StatusCode.OK
+        await frames.close()
         results.cancel()
     assert stage.callers == ["b"]
 
 
-async def fails(channel: grpc.aio.Channel) -> Exception:
-    """What opening a Flow and sending a frame ends with, as the error it means."""
+async def fails(channel: grpc.aio.Channel) -> MdiError:
+    """What opening a Flow ends with."""
     async with asyncio.timeout(DEADLINE_S), channel:
-        call = flow(channel, TARGET)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        return from_rpc_error(caught.value, "pi")
+        error = await Flow(channel, TARGET, "pi").ended
+        assert error is not None
+        return from_rpc_error(error, "pi")
 
 
 async def test_a_node_of_another_cluster_is_refused(cluster: Authority, stage: Stage, serve: Serve) -> None:
@@ -172,32 +170,56 @@ async def test_a_certificate_names_exactly_one_node(cluster: Authority, serve: S
     assert isinstance(await fails(open_channel(address, cluster.issue(*names), "a")), WrongCluster)
 
 
+async def flood(frames: Flow, data: bytes) -> None:
+    while True:
+        await frames.send(data)
+
+
 async def test_a_refused_frame_ends_the_flow_with_its_reason(cluster: Authority, serve: Serve) -> None:
+    """However the refusal and the writes that follow fall in time, as many sizes and repetitions let them."""
     address = await serve(cluster.issue("a.node.mdi"))
     data = bytearray(encode(a_frame()))
     data[-1] ^= 1
     async with asyncio.timeout(DEADLINE_S), open_channel(address, cluster.issue("b.node.mdi"), "a") as channel:
-        call = flow(channel, TARGET)
-        await call.write(bytes(data))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-    error = from_rpc_error(caught.value, "pi")
-    assert isinstance(error, FrameError)
-    assert "crc32c" in str(error)
-    assert error.hint
+        for extra in (b"", bytes(100_000)) * 10:
+            frames = Flow(channel, TARGET, "pi")
+            await frames.send(bytes(data))
+            with pytest.raises(FrameError, match="crc32c") as caught:
+                await flood(frames, bytes(data) + extra)
+            assert caught.value.hint
+            with pytest.raises(FrameError, match="crc32c"):
+                await frames.send(bytes(data))
+            with pytest.raises(FrameError, match="crc32c"):
+                await frames.close()
 
 
 async def test_a_message_over_the_limit_ends_only_its_own_call(cluster: Authority, serve: Serve) -> None:
     address = await serve(cluster.issue("a.node.mdi"))
-    async with asyncio.timeout(DEADLINE_S), open_channel(address, cluster.issue("b.node.mdi"), "a") as channel:
-        results, frames = collect(channel, TARGET), flow(channel, TARGET)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await flow(channel, TARGET).write(bytes(MAX_MESSAGE_BYTES + 1))
-        assert isinstance(from_rpc_error(caught.value, "pi"), FrameError)
-        await frames.write(encode(a_frame()))
+    pems = cluster.issue("b.node.mdi")
+    tls = grpc.ssl_channel_credentials(pems.ca_pem, pems.private_key_pem, pems.certificate_pem)
+    unbounded = (("grpc.max_send_message_length", -1), ("grpc.ssl_target_name_override", "a.node.mdi"))
+    async with asyncio.timeout(DEADLINE_S), grpc.aio.secure_channel(address, tls, unbounded) as channel:
+        results, frames, giant = collect(channel, TARGET), Flow(channel, TARGET, "pi"), Flow(channel, TARGET, "pi")
+        await giant.send(bytes(MAX_MESSAGE_BYTES + 1))
+        with pytest.raises(FrameError, match="RESOURCE_EXHAUSTED"):
+            await giant.close()
+        await frames.send(encode(a_frame()))
         assert decode(await results.read(), LIMITS).step == 0
-        frames.cancel()
+        await frames.close()
         results.cancel()
+
+
+async def test_a_flow_that_the_peer_ended_well_takes_no_more(cluster: Authority, serve: Serve, stage: Stage) -> None:
+    async def leave(frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        pass
+
+    stage.on_flow = leave  # type: ignore[method-assign]
+    address = await serve(cluster.issue("a.node.mdi"))
+    async with asyncio.timeout(DEADLINE_S), open_channel(address, cluster.issue("b.node.mdi"), "a") as channel:
+        frames = Flow(channel, TARGET, "pi")
+        assert await frames.ended is None
+        with pytest.raises(LinkError, match="pi ended"):
+            await frames.send(b"")
 
 
 async def test_a_call_that_does_not_say_its_stage_is_refused(cluster: Authority, serve: Serve) -> None:
