@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tools.demo_dialogues import SYSTEM_PROMPTS, Question, conversation, heldout_followups, heldout_questions
-from tools.demo_network import Network, Shape
+from tools.demo_network import Network, Shape, fake_quantise
 from tools.demo_optimiser import Muon
 from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, train_tokenizer, write_tokenizer
 
@@ -88,13 +88,46 @@ def learning_rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def gradients(network: Network, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-    """The loss on one half of a step's rows, and its gradients: two threads of one core each beat one operator on two cores."""
-    wanted = targets != -100
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = network.head(network.hidden(inputs)[wanted])
-    loss = functional.cross_entropy(logits.float(), targets[wanted])
-    return loss.item(), torch.autograd.grad(loss, list(network.parameters()))
+class Twin:
+    """A bfloat16 copy of the network that does the arithmetic of training: rounded weights in, gradients out.
+
+    Rounding the copy and not the original is the straight-through estimator. Blocks are compiled for one thread each: two
+    threads with half of the rows beat one operator spread over two cores.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.original = network
+        self.copy = Network(network.shape).bfloat16()
+        for block in self.copy.model.layers:
+            block.compile(dynamic=False)
+        self.parameters = list(self.copy.parameters())
+        self.rows: set[torch.Size] = set()
+
+    @torch.no_grad()
+    def refresh(self, bits: int | None, block: int) -> None:
+        """Takes over the original's weights, rounded as `Network.simulate` would."""
+        for (name, source), target in zip(self.original.named_parameters(), self.parameters, strict=True):
+            rounded = bits is not None and source.ndim == 2 and "embed" not in name
+            target.copy_(fake_quantise(source, bits, block) if rounded and bits is not None else source)
+        self.copy.head_bits, self.copy.head_block = bits, block
+
+    def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        """The loss on some rows, and the gradient of every parameter."""
+        wanted = targets != -100
+        logits = self.copy.head(self.copy.hidden(inputs)[wanted])
+        loss = functional.cross_entropy(logits.float(), targets[wanted])
+        return loss.item(), torch.autograd.grad(loss, self.parameters)
+
+    def step(self, pool: ThreadPoolExecutor, inputs: Tensor, targets: Tensor) -> float:
+        """Leaves the mean gradient of all rows in the original's parameters and returns the loss."""
+        halves = list(zip(inputs.chunk(HALVES), targets.chunk(HALVES), strict=True))
+        if halves[0][0].shape not in self.rows:  # compile in one thread
+            self.rows.add(halves[0][0].shape)
+            self.gradients(*halves[0])
+        results = list(pool.map(lambda half: self.gradients(*half), halves))
+        for index, parameter in enumerate(self.original.parameters()):
+            parameter.grad = torch.stack([gradients[index].float() for _, gradients in results]).mean(0)
+        return sum(loss for loss, _ in results) / HALVES
 
 
 def train(out: Path, *, seed: int, steps: int) -> None:
@@ -104,25 +137,22 @@ def train(out: Path, *, seed: int, steps: int) -> None:
     shape = Shape()
     tokenizer = train_tokenizer(seed, shape.vocab_size)
     network = Network(shape)
-    parameters = list(network.parameters())
+    twin = Twin(network)
     muon = Muon(p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name)
     others = [p for name, p in network.named_parameters() if p.ndim == 1 or "embed" in name]
     adam = torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0)
     lengths = (LENGTHS[len(LENGTHS) * step // steps] for step in range(steps))
     started, losses = time.monotonic(), []
-    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {steps} steps", flush=True)
+    print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {steps} steps", flush=True)
     pool = ThreadPoolExecutor(HALVES, initializer=torch.set_num_threads, initargs=(1,))
     for step, (inputs, targets) in enumerate(batches(tokenizer, seed, lengths)):
         rounding = step > QUANTISED_FROM * steps and rng.random() < 0.75
-        network.simulate(rng.choice((4, 4, 4, 8)) if rounding else None, block=rng.choice((64, 128)))
-        halves = list(pool.map(lambda half: gradients(network, *half), zip(inputs.chunk(HALVES), targets.chunk(HALVES), strict=True)))
-        for index, parameter in enumerate(parameters):
-            parameter.grad = sum((half[1][index] for half in halves), torch.zeros_like(parameter)) / HALVES
+        twin.refresh(rng.choice((4, 4, 4, 8)) if rounding else None, rng.choice((64, 128)))
+        losses.append(twin.step(pool, inputs, targets))
         rate = learning_rate(step, steps)
         muon.step(rate * MATRIX_RATE, pool)
         adam.param_groups[0]["lr"] = rate * OTHER_RATE
         adam.step()
-        losses.append(sum(half[0] for half in halves) / HALVES)
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} loss {sum(losses[-50:]) / 50:.4f} {time.monotonic() - started:.0f} s", flush=True)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:

@@ -127,7 +127,7 @@ class TypedInputs:
             multiline=True,
             prompt_continuation="  ",
             key_bindings=_key_bindings(),
-            completer=_completer(),
+            completer=completer(),
             complete_while_typing=False,
         )
 
@@ -168,7 +168,8 @@ def _key_bindings() -> KeyBindings:
     return bindings
 
 
-def _completer() -> Completer:
+def completer() -> Completer:
+    """Completes the names of commands, and of files for those that take one."""
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 

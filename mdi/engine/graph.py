@@ -1,8 +1,11 @@
 """ONNX graphs of a stage and of the head, built in memory; the weights stay in their packs and are mapped from there.
 
 Stage inputs (T tokens in all, B rows of at most S tokens):
-    hidden float32 [T, d_model]; pad int64 [B, S] and unpad int64 [T] (see `batch.py`); query_lengths int32 [B];
-    last_position int32 [B] (tokens in KV after the step, minus one); total int32 scalar; past_key.i / past_value.i [B, n_kv_heads, ctx, head_dim]
+    hidden float32 [T, d_model]
+    pad int64 [B, S], unpad int64 [T]              see `batch.py`
+    query_lengths int32 [B], last_position int32 [B]  new tokens, and tokens in KV after the step minus one
+    total int32 []                                 the longest KV after the step
+    past_key.i, past_value.i [B, n_kv_heads, ctx, head_dim]
 Stage outputs: hidden_out [T, d_model]; present_key.i / present_value.i, bound to the same memory as the past.
 """
 

@@ -55,7 +55,7 @@ async def answer(
     stop_ids = frozenset() if request.ignore_eos else tokenizer.stop_ids
     sequence = await drive.admit(request.prompt_ids, request.params, max_new=request.max_tokens, stop_ids=stop_ids)
     n_reused = sequence.n_sent
-    decoder, stops, texts, times_s = tokenizer.stream(), StopFilter(request.stop), [], []
+    decoder, stops, texts, times_s = tokenizer.stream(continues=request.continues), StopFilter(request.stop), [], []
     try:
         inbox = await drive.submit(sequence)
         while not stops.stopped and not cancelled.is_set():

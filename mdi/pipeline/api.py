@@ -66,13 +66,17 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to generate. `max_tokens` None goes on until the model stops or the context is full."""
+    """One answer to generate. `max_tokens` None goes on until the model stops or the context is full.
+
+    `continues`: the answer goes on the prompt's own text (`--raw`), so a leading space is a part of it.
+    """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    continues: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -1,4 +1,4 @@
-"""The real time of one block, and of the head, of a given model on this device: random weights of its shape in the real engine."""
+"""The real time of one block, and of the head, of a model on this device: random weights of its shape in the real engine."""
 
 from __future__ import annotations
 
@@ -83,6 +83,10 @@ class _Work:
     position: int
     threads: int
 
+    def __post_init__(self) -> None:
+        if self.ctx < 1 or self.chunk_tokens < 1 or not 0 <= self.position < self.ctx or self.threads < 1:
+            raise InternalError(f"a step like {self} cannot be measured")
+
     def seconds(self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float]) -> tuple[float, float]:
         """(decode, prefill) of a stage of these blocks."""
         engine = OnnxEngine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads))
@@ -105,7 +109,7 @@ class _Work:
 
 def ctx_class(ctx: int) -> int:
     """The context that is measured in the place of `ctx`: the next power of two, at most MOST_CTX."""
-    return min(MOST_CTX, 1 << (ctx - 1).bit_length())
+    return min(MOST_CTX, 1 << (ctx - 1).bit_length()) if ctx > 0 else 0
 
 
 def measure_blocks(
@@ -120,9 +124,9 @@ def measure_blocks(
 ) -> BlockTimes:
     """Blocks as they run here: as many different ones as exceed the cache, or all of the model's.
 
-    A chunk longer than the context is cut to it; `BlockTimes.chunk_tokens` says what was measured. Takes a few seconds for a 7B model,
-    and memory for two copies of at most `working_set_bytes()` plus one block. Raises NoRoom when not even one block can be
-    loaded, UserError when the temporary directory is full.
+    A chunk longer than the context is cut to it; `BlockTimes.chunk_tokens` says what was measured. Takes a few seconds for a 7B
+    model, and memory for two copies of at most `working_set_bytes()` plus one block. Raises NoRoom when not even one block can
+    be loaded, UserError when the temporary directory is full.
     """
     ctx = ctx_class(ctx)
     work = _Work(ctx, min(chunk_tokens, ctx), min(position, ctx - 1), threads)
@@ -133,8 +137,8 @@ def measure_blocks(
     thin_bytes, _ = packed_bytes(thin(config), fmt)
     with scratch_directory(n_blocks * block_bytes + many * thin_bytes, scratch) as directory:
         stage_s = work.seconds(config, block_packs(directory, config, fmt, n_blocks), (DECODE_BOX_S, PREFILL_BOX_S))
-        # What is not the blocks' own is what remains when blocks have nearly no work: two thin stages tell it within microseconds,
-        # where the difference between two stages of real blocks would drown it in their noise.
+        # The overhead is what remains when blocks have nearly no work: two thin stages tell it within microseconds, where the
+        # difference between two stages of real blocks would drown it in their noise.
         packs = block_packs(directory, thin(config), fmt, many)
         thin_s = [work.seconds(thin(config), packs[:n], (THIN_BOX_S, THIN_BOX_S)) for n in THIN_BLOCKS]
     decode, prefill = (

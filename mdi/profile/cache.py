@@ -34,8 +34,8 @@ Json = Mapping[str, Any]
 class ProfileCache:
     """Measures what it does not know, or knows only from before MAX_AGE_S; `refresh` measures again.
 
-    Files appear whole. One that is damaged counts as missing; a directory that cannot be written only costs time. Two processes that
-    ask for the same at once both measure, and disturb each other.
+    Files appear whole. One that is damaged counts as missing; a directory that cannot be written only costs time. Two processes
+    that ask for the same at once both measure, and disturb each other.
     """
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:

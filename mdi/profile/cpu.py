@@ -14,7 +14,7 @@ import psutil
 
 from mdi.profile.memory import UNITS
 
-# Those that change the speed of int4 and int8 kernels, in the words of Linux; `asimddp` is the dot product that a Pi 5 has and a Pi 4 lacks.
+# Those that change the speed of int4 and int8 kernels, in the words of Linux. `asimddp`: the dot product of a Pi 5; a Pi 4 has none.
 FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 MACOS_FEATURES = {"asimd": "AdvSIMD", "asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}
 SYSCTL_TIMEOUT_S = 2.0
@@ -42,7 +42,7 @@ ARM_PARTS: Mapping[str, str] = {
 
 
 def cpu_model(root: Path = Path("/")) -> str:
-    """The processor's name; on boards the board's name with its cores, such as `Raspberry Pi 5 Model B Rev 1.0 (4x Cortex-A76)`."""
+    """The processor's name; on boards theirs with the cores, such as `Raspberry Pi 5 Model B Rev 1.0 (4x Cortex-A76)`."""
     info = _cpuinfo(root)
     if name := _last(info, "model name"):
         return name

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import psutil
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from mdi.engine.graph import GraphBuilder
@@ -19,7 +20,7 @@ from mdi.model.quantise import WeightFormat
 from mdi.profile.cpu import cpu_features, cpu_model, last_level_cache_bytes, physical_cores, usable_cpus
 from mdi.profile.memory import available_bytes, format_bytes
 from mdi.profile.synthetic import scratch_directory, write_pack
-from mdi.profile.timing import repeat
+from mdi.profile.timing import Timing, repeat
 
 WORKING_SET_BYTES = 192 << 20  # 6 times the 32 MiB cache of a desktop: what stays in it between two passes is under a sixth
 MOST_WORKING_SET_BYTES = 1 << 30
@@ -58,7 +59,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """Arithmetic at many rows and reading at one, both of int4 weights with `threads` threads; a multiply-add is two operations.
+    """Arithmetic at many rows and reading at one, of int4 weights with `threads` threads; a multiply-add is two operations.
 
     The spreads are those of `timing.Timing`: 0.1 means that the middle half of the samples lies within 10 %.
     """
@@ -80,14 +81,17 @@ def working_set_bytes() -> int:
 
 
 def spare_bytes(least_bytes: int) -> int:
-    """Bytes of weights that may be loaded to measure: half of what is free, for two copies. Raises NoRoom below `least_bytes`."""
-    spare = available_bytes() // 2 // COPIES
-    if spare < least_bytes:
-        needed, free = format_bytes(2 * COPIES * least_bytes), format_bytes(available_bytes())
+    """Bytes of weights that may be loaded to measure: half of what is free, but at least `least_bytes`.
+
+    Raises NoRoom when not even those fit, in their two copies.
+    """
+    free = available_bytes()
+    if free < COPIES * least_bytes:
+        needed = format_bytes(COPIES * least_bytes)
         raise NoRoom(
-            f"measuring this model's speed needs {needed} of free memory, and there are {free}", hint="close other programs"
+            f"measuring needs {needed} of free memory, and there are {format_bytes(free)}", hint="close other programs"
         )
-    return spare
+    return max(least_bytes, free // 2 // COPIES)
 
 
 def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfile:
@@ -97,13 +101,9 @@ def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfil
     with scratch_directory(n * matrix_bytes, scratch) as directory:
         linears = {f"w{i}": (WIDTH, WIDTH) for i in range(n)}
         pack = write_pack(directory / "device", PackKind.BLOCK, FORMAT, linears, {})
-        arithmetic = _chain(pack, 1, threads)
         rows = np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)
-        many = repeat(lambda: arithmetic.run(None, {"x": rows}), TIME_BOX_S)
-        del arithmetic  # its threads spin for a while after each run, and would disturb the next session's
-        reading = _chain(pack, n, threads)
-        one = repeat(lambda: reading.run(None, {"x": rows[:1]}), TIME_BOX_S)
-        del reading
+        many = _time(pack, 1, threads, rows)
+        one = _time(pack, n, threads, rows[:1])
     return DeviceProfile(
         tflops=2 * ROWS * WIDTH * WIDTH / many.seconds / 1e12,
         read_bytes_per_s=n * matrix_bytes / one.seconds,
@@ -111,6 +111,12 @@ def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfil
         tflops_spread=many.spread,
         read_spread=one.spread,
     )
+
+
+def _time(pack: Pack, n: int, threads: int, rows: NDArray[np.float32]) -> Timing:
+    """One session at a time: its threads spin for a while after each run, and would disturb another's."""
+    chain = _chain(pack, n, threads)
+    return repeat(lambda: chain.run(None, {"x": rows}), TIME_BOX_S)
 
 
 def _chain(pack: Pack, n: int, threads: int) -> ort.InferenceSession:

@@ -11,9 +11,9 @@ import psutil
 
 from mdi.errors import UserError
 
-# Left alone on every device: 100 MiB for the daemon to grow (a 1 MiB frame lives in a dozen copies at most; the activations of a
-# chunk of 128 tokens at d_ffn 28672 are 42 MiB), and 150 MiB of page cache, without which a small board reads its programs again
-# and again from the card, and appears to hang.
+# Left alone on every device: 100 MiB for the daemon to grow (a frame of 1 MiB lives in a dozen copies at most; the activations of
+# 128 tokens at d_ffn 28672 are 42 MiB), and 150 MiB of page cache, without which a small board reads its programs again and
+# again from the card, and appears to hang.
 HEADROOM_BYTES = 256 << 20
 
 MAX_BYTES = 1 << 62  # no device has more, and 64-bit fields on the wire hold it
@@ -33,8 +33,8 @@ def available_bytes(root: Path = Path("/")) -> int:
 def offered_bytes(max_memory: int | None, in_use: int) -> int:
     """What a new stage may take now, in bytes.
 
-    `max_memory` is what the owner allows for all stages together (None: no limit of his), and `in_use` what loaded stages hold of
-    it. HEADROOM_BYTES stay free however generous the owner is.
+    `max_memory` is what the owner allows for all stages together (None: no limit), and `in_use` what loaded stages hold of it.
+    HEADROOM_BYTES stay free however generous the owner is.
     """
     room = available_bytes() - HEADROOM_BYTES
     if max_memory is not None:
@@ -62,7 +62,7 @@ def parse_bytes(text: str) -> int:
 def format_bytes(n_bytes: int) -> str:
     """At least two significant digits in the largest binary unit, such as `1.5 GiB`; `parse_bytes` reads it back within 5 %."""
     value, power = float(n_bytes), 0
-    while value >= 999.5 and power < len(UNITS):
+    while value >= 1023.5 and power < len(UNITS):
         value, power = value / 1024, power + 1
     unit = f"{UNITS[power - 1]}iB" if power else "B"
     digits = f"{value:.0f}" if value >= 99.95 or power == 0 else f"{value:.1f}".removesuffix(".0")

@@ -5,9 +5,11 @@ They are written without hash and fsync: a file that is deleted within seconds m
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,17 +26,27 @@ from mdi.profile.memory import format_bytes
 
 NOISE_VALUES = 1 << 20  # written over and over: 4 MiB of fp32 or 1 MiB of codes
 SEED = 0
+PREFIX = "mdi-profile-"
+STALE_S = 3600.0  # no measurement takes a tenth of it: an older directory belongs to a process that was killed
 
 
 @contextmanager
 def scratch_directory(needed_bytes: int, parent: Path | None = None) -> Iterator[Path]:
-    """A temporary directory that is gone afterwards, whatever happens. Raises UserError when it cannot hold `needed_bytes`."""
+    """A temporary directory that is gone afterwards, whatever happens; after a kill, the next measurement clears it away.
+
+    Raises UserError when it cannot hold `needed_bytes`.
+    """
+    parent = parent or Path(tempfile.gettempdir())
     hint = f"free {format_bytes(needed_bytes)} there, or set TMPDIR to a directory with more room"
     try:
-        with tempfile.TemporaryDirectory(prefix="mdi-profile-", dir=parent) as name:
+        for left in parent.glob(f"{PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError):  # its owner has just finished
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)  # another user's stays
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name:
             directory = Path(name)
             if shutil.disk_usage(directory).free < needed_bytes:
-                raise UserError(f"{directory.parent} has no room for the weights to measure with", hint=hint)
+                raise UserError(f"{parent} has no room for the weights to measure with", hint=hint)
             yield directory
     except OSError as error:
         raise UserError(f"the weights to measure with cannot be written: {error.strerror}", hint=hint) from error
@@ -75,7 +87,7 @@ def write_pack(
 ) -> Pack:
     """One pack file: random `linears` by their [N, K], and vectors of ones.
 
-    A product of unit-variance rows with a linear has unit variance again, so activations stay finite through any number of them.
+    The product of unit-variance rows with a linear has unit variance again, so activations stay finite through many of them.
     """
     rng = np.random.default_rng(SEED)
     codes, values = rng.bytes(NOISE_VALUES), rng.standard_normal(NOISE_VALUES, dtype=np.float32)

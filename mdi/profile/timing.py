@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST_SAMPLES = 5
+LEAST_SAMPLES = 3
 MOST_SAMPLES = 60
 
 
@@ -16,8 +16,8 @@ MOST_SAMPLES = 60
 class Timing:
     """`seconds` is the lower quartile of the samples; `spread` their interquartile range divided by it, 0 when all are equal.
 
-    Other work only ever adds to a sample, so median and mean move with the load of the machine. The minimum does not, but it sinks
-    as samples are added and takes the one lucky clock boost for the rule. A quarter of the samples in peace is enough here.
+    Other work only ever adds to a sample, so median and mean move with the load of the machine. The minimum does not, but it
+    sinks as samples are added and takes the one lucky clock boost for the rule. A quarter of the samples in peace is enough here.
     """
 
     seconds: float
@@ -28,8 +28,8 @@ class Timing:
 def repeat(call: Callable[[], object], box_s: float, between: Callable[[], object] | None = None) -> Timing:
     """Times `call` until `box_s` have passed, `between` running untimed before each.
 
-    The first call is a warm-up, unless it alone takes longer than the box: then it is the result, for slow devices. In all at most
-    about (LEAST_SAMPLES + 1) times the box.
+    The first call is a warm-up, unless it alone takes longer than the box: then it is the result, for slow devices. In all at
+    most about (LEAST_SAMPLES + 1) times the box, or that one call.
     """
 
     def sample_s() -> float:

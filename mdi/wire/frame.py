@@ -149,7 +149,7 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes, limits: FrameLimits, *, check_finite: bool = False) -> Frame:
-    """The frame in `data`, its `hidden` a read-only view of it. With `check_finite`, NaN and infinity are refused too.
+    """The frame in `data`, its `hidden` a view of it and as immutable. With `check_finite`, NaN and infinity are refused too.
 
     Raises FrameError, naming the field, for any byte string that `encode` would not have made within `limits`.
     """
@@ -185,7 +185,6 @@ def decode(data: bytes, limits: FrameLimits, *, check_finite: bool = False) -> F
         raise _refusal("padding", data[header_end:start], "zero bytes")
 
     hidden = np.frombuffer(data, _DTYPES[limits.dtype], tokens * limits.d_model, start).reshape(tokens, limits.d_model)
-    hidden.flags.writeable = False
     if check_finite and not np.isfinite(hidden).all():
         token = int(np.argmin(np.isfinite(hidden).all(axis=1)))
         raise _refusal("tensor", f"token {token}", "finite numbers", "A stage computed NaN or infinity: try f32 on the wire.")

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from zeroconf import DNSOutgoing
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from mdi.cluster import discovery
@@ -20,6 +21,7 @@ from mdi.cluster.members import Member, Source
 from mdi.errors import LinkError, UserError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+FLAGS_RESPONSE = 0x8400  # RFC 6762 (18): a response, authoritative
 FOUND_S = 10.0  # usually 0.2 s; the rest is for a busy machine
 
 
@@ -194,6 +196,23 @@ async def test_one_host_with_a_network_and_when_it_comes_and_goes(start: str) ->
     if "not permitted" in text:
         pytest.skip(f"no network namespaces here: {text.splitlines()[-1]}")
     assert text == "together\ntogether\ntogether\n"
+
+
+async def test_a_name_without_a_node_is_asked_for_and_left_at_the_end(loopback: str, cluster: str) -> None:
+    instance = f"ghost {secrets.token_hex(6)}.{SERVICE_TYPE}"
+    ghost = AsyncServiceInfo(SERVICE_TYPE, instance, port=1, server="ghost.local.", properties={})
+    mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
+    try:
+        await mdns.zeroconf.async_wait_for_start()
+        async with Directory(cluster, interfaces=[loopback]) as directory, asyncio.timeout(FOUND_S):
+            packet = DNSOutgoing(FLAGS_RESPONSE)
+            packet.add_answer_at_time(ghost.dns_pointer(), 0)  # a pointer, but neither port nor addresses
+            while not any(task.get_name() == f"resolve {instance}" for task in asyncio.all_tasks()):
+                mdns.zeroconf.async_send(packet)
+                await directory.wait_changed(0.1)
+            assert directory.members() == ()
+    finally:
+        await mdns.async_close()
 
 
 async def test_what_cannot_work_is_said(cluster: str, loopback: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,8 @@ def test_the_heuristic_stays_near_the_optimum(random_problem, objective, monkeyp
         monkeypatch.setattr(search, "EXACT_NODES", 5)
         ratios.append(value(solve(problem, objective, min_nodes=2).prediction) / best)
     assert min(ratios) > 1 - 1e-12
-    assert np.median(ratios) < 1.05
-    assert max(ratios) < 1.6
+    assert sum(ratio < 1 + 1e-9 for ratio in ratios) >= (24 if objective is Objective.LATENCY else 18)
+    assert max(ratios) < 1.4
 
 
 @pytest.mark.parametrize("objective", Objective)

@@ -37,6 +37,12 @@ def test_a_full_ring_is_as_fast_as_its_slowest_stage(problem):
     assert times.conversations_to_fill == 3  # 36 ms round, one started every 15 ms
 
 
+def test_three_equal_parts_are_filled_by_three_conversations(problem):
+    # 0.1 + 0.1 + 0.1 is a little more than 0.3 in floating point.
+    times = replace(predict(problem, ["s"], [4]), decode_step_s=0.1 + 0.1 + 0.1, bottleneck_s=0.1)
+    assert times.conversations_to_fill == 3
+
+
 def test_a_slow_hop_can_be_the_bottleneck(problem):
     slow = replace(problem, links={**problem.links, ("w", "s"): LinkCost(0.120, 0.120)})
     assert predict(slow, ["s", "w"], [1, 3]).bottleneck == "the hop pi → laptop (120 ms)"

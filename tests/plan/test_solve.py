@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mdi.errors import ClusterError, InternalError, LinkError, NoRoom, UserError
-from mdi.plan.costs import UNREACHABLE
+from mdi.plan.costs import UNREACHABLE, StageTime
 from mdi.plan.plan import Objective
 from mdi.plan.solve import manual, solve, solve_order
 
@@ -48,6 +48,14 @@ def test_as_many_devices_as_asked_for_hold_blocks(home):
     problem = home(("laptop", 8, 3), ("pi 1", 4, 15), ("pi 2", 4, 16))
     assert solve(problem, LATENCY, min_nodes=3).counts == (30, 1, 1)
     assert names(solve(problem, LATENCY, min_nodes=2)) == ["laptop", "pi 1"]
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_of_equal_plans_the_one_with_fewer_devices_is_taken(home, objective):
+    """Two small devices or one large one behind a phone without blocks: the same step to the last bit."""
+    problem = home(("phone", 0.3, 1), ("small 1", 2.1, 1), ("small 2", 2.1, 1), ("large", 8, 1), hop_s=0.0, starter_s=1.0)
+    free = [replace(node, decode=StageTime(0.0, 2**-8)) for node in problem.nodes]
+    assert names(solve(replace(problem, nodes=tuple(free)), objective)) == ["phone", "large"]
 
 
 def test_the_order_follows_the_links(home):

@@ -22,7 +22,7 @@ from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
 from mdi.wire.ring import Flow, RingTarget, collect, handlers, target_of
 from mdi.wire.status import abort, from_rpc_error
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 LIMITS = FrameLimits(d_model=8, max_tokens=16, n_slots=2, ctx=32, dtype="f32")
 TARGET = RingTarget("session", 7)
 

@@ -219,7 +219,18 @@ def test_a_header_that_is_not_exactly_one_map_is_refused() -> None:
     good = forged()
     header = good[12 : 12 + int.from_bytes(good[8:12], "little")]
     repeated = b"\x86" + header[1:-4] + b"\xa1e\x03"  # six entries: the last one says `e` again and `n` is missing
-    for hostile in (b"", b"\xc0", b"\x90", header[:-1], header + b"\xc0", repeated, b"\x91" * 200, b"\xdd\xff\xff\xff\xff"):
+    longer = b"\x87" + header[1:] + b"\xa1e\x04"  # all six, then another `e`
+    for hostile in (
+        b"",
+        b"\xc0",
+        b"\x90",
+        header[:-1],
+        header + b"\xc0",
+        repeated,
+        longer,
+        b"\x91" * 200,
+        b"\xdd\xff\xff\xff\xff",
+    ):
         with pytest.raises(FrameError, match="header"):
             decode(forged(header=hostile), LIMITS)
 

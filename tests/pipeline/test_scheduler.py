@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdi.engine.sampling import SamplingParams
+from mdi.errors import ClusterError, PromptTooLong
+from mdi.pipeline.api import FinishReason
+from mdi.pipeline.scheduler import Scheduler, Sequence
+
+GREEDY = SamplingParams()
+
+
+def run(scheduler: Scheduler, sequences: list[Sequence], next_token: int = 7) -> list[tuple[int, ...]]:
+    """Plays the engine until all end: each emitting row gets `next_token`. Returns the tokens of each step."""
+    steps = []
+    while step := scheduler.next_step():
+        scheduler.check_integrity()
+        steps.append(tuple(step.token_ids))
+        for row, sequence in zip(step.rows, step.sequences, strict=True):
+            if row.emit:
+                sequence.accept(next_token)
+                if sequence.finish:
+                    scheduler.release(sequence)
+    assert all(sequence.finish for sequence in sequences)
+    return steps
+
+
+def test_a_long_prompt_goes_in_chunks_and_only_its_end_emits() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=64, chunk_tokens=4)
+    scheduler.admit(range(10), GREEDY, max_new=1)
+    rows = [scheduler.next_step().rows[0] for _ in range(3)]
+    assert [(row.position, row.count, row.emit) for row in rows] == [(0, 4, 0), (4, 4, 0), (8, 2, 1)]
+    assert scheduler.next_step() is None
+
+
+def test_decoding_goes_before_a_long_prompt_in_the_same_step() -> None:
+    scheduler = Scheduler(n_slots=2, ctx=64, chunk_tokens=4)
+    talking = scheduler.admit([1, 2], GREEDY)
+    scheduler.next_step()
+    talking.accept(3)
+    scheduler.admit([9] * 8, GREEDY)
+    step = scheduler.next_step()
+    assert [(row.slot, row.count, row.emit) for row in step.rows] == [(talking.slot, 1, 1), (1 - talking.slot, 3, 0)]
+
+
+def test_the_next_turn_computes_only_what_is_new() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=64, chunk_tokens=64)
+    first = scheduler.admit([1, 2, 3], GREEDY, max_new=2)
+    run(scheduler, [first])
+    assert first.tokens == [1, 2, 3, 7, 7]
+    # The last token was sampled but never fed, so its KV is not there.
+    second = scheduler.admit([1, 2, 3, 7, 7, 4, 5], GREEDY, max_new=1)
+    assert second.n_sent == 4
+    assert run(scheduler, [second]) == [(7, 4, 5)]
+
+
+def test_an_equal_prompt_still_computes_its_last_token() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=64, chunk_tokens=64)
+    run(scheduler, [scheduler.admit([1, 2, 3], GREEDY, max_new=1)])
+    assert scheduler.admit([1, 2, 3], GREEDY, max_new=1).n_sent == 2
+
+
+def test_a_changed_beginning_is_computed_again() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=64, chunk_tokens=64)
+    run(scheduler, [scheduler.admit([1, 2, 3], GREEDY, max_new=1)])
+    assert scheduler.admit([1, 9, 3], GREEDY, max_new=1).n_sent == 1
+
+
+def test_a_conversation_finds_its_slot_among_others() -> None:
+    scheduler = Scheduler(n_slots=3, ctx=64, chunk_tokens=64)
+    for prompt in ([1, 1, 1], [2, 2, 2], [3, 3, 3]):
+        scheduler.admit(prompt, GREEDY, max_new=1)
+    step = scheduler.next_step()
+    for sequence in step.sequences:
+        sequence.accept(7)
+        scheduler.release(sequence)
+    again = scheduler.admit([2, 2, 2, 7, 4], GREEDY)
+    assert (again.slot, again.n_sent) == (1, 3)
+
+
+def test_what_does_not_fit_the_context_is_refused() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
+    with pytest.raises(PromptTooLong, match="8 tokens, and the context 8"):
+        scheduler.admit(range(8), GREEDY)
+    sequence = scheduler.admit(range(7), GREEDY)
+    run(scheduler, [sequence])
+    assert (len(sequence.tokens), sequence.finish) == (8, FinishReason.LENGTH)
+
+
+def test_more_conversations_than_slots_are_refused() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
+    scheduler.admit([1], GREEDY)
+    with pytest.raises(ClusterError, match="busy"):
+        scheduler.admit([1], GREEDY)
+
+
+def test_a_stop_token_is_not_part_of_the_answer() -> None:
+    scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
+    sequence = scheduler.admit([1], GREEDY, stop_ids=frozenset({7}))
+    run(scheduler, [sequence])
+    assert (sequence.tokens, sequence.finish) == ([1], FinishReason.STOP)
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), min_size=1, max_size=6),
+    n_slots=st.integers(1, 3),
+    chunk=st.integers(1, 9),
+)
+def test_every_position_is_computed_once_and_in_order(prompts: list[list[int]], n_slots: int, chunk: int) -> None:
+    scheduler = Scheduler(n_slots=n_slots, ctx=32, chunk_tokens=chunk)
+    held: dict[int, list[int]] = {slot: [] for slot in range(n_slots)}
+    waiting = list(prompts)
+    running: list[Sequence] = []
+    while waiting or running:
+        while waiting and len(running) < n_slots:
+            running.append(scheduler.admit(waiting.pop(0), GREEDY, max_new=3))
+        step = scheduler.next_step()
+        assert step is not None
+        assert sum(row.count for row in step.rows) <= chunk
+        for row, sequence in zip(step.rows, step.sequences, strict=True):
+            tokens = sequence.tokens[row.position : row.position + row.count]
+            # A stage overwrites from `position` on: all before must be this sequence's own beginning.
+            assert held[row.slot][: row.position] == sequence.tokens[: row.position]
+            held[row.slot][row.position :] = tokens
+            if row.emit and sequence.accept(5) and sequence.finish:
+                scheduler.release(sequence)
+                running.remove(sequence)
+        scheduler.check_integrity()
