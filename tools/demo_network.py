@@ -60,7 +60,7 @@ def fake_quantise(weight: Tensor, bits: int, block: int = QUANT_BLOCK) -> Tensor
     peak = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     scale = torch.where(peak == 0, 1.0, peak / -levels)
     rounded = (blocks / scale).round_().clamp_(-levels, levels - 1).mul_(scale).flatten(-2)
-    return weight + (rounded.to(weight.dtype) - weight.detach())
+    return weight + (rounded - weight.detach())
 
 
 def fake_quantise_rows(x: Tensor, block: int = QUANT_BLOCK) -> Tensor:
@@ -81,7 +81,7 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns [B, heads, T, head_dim] by its positions."""
     low, high = x.chunk(2, -1)
-    return x * cos + torch.cat((-high, low), -1) * sin
+    return x * cos.to(x.dtype) + torch.cat((-high, low), -1) * sin.to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -186,7 +186,6 @@ class Network(nn.Module):
         start = past[0][0].shape[2] if past and past[0] else 0
         positions = torch.arange(start, start + ids.shape[1])
         cos, sin = rotary(positions, self.shape.head_dim, self.shape.rope_theta)
-        cos, sin = cos.to(self.model.norm.weight.dtype), sin.to(self.model.norm.weight.dtype)
         x = self.model.embed_tokens(ids)
         for index, block in enumerate(self.model.layers):
             x = block(x, cos, sin, None if past is None else past[index])
@@ -196,7 +195,9 @@ class Network(nn.Module):
         """Logits [..., vocab] of normalised hidden states [..., D]."""
         weight = self.model.embed_tokens.weight
         hidden = fake_quantise_rows(hidden) if self.quantise_input else hidden
-        return functional.linear(hidden, weight if self.head_bits is None else fake_quantise(weight, self.head_bits, self.head_block))
+        return functional.linear(
+            hidden, weight if self.head_bits is None else fake_quantise(weight, self.head_bits, self.head_block)
+        )
 
     def forward(self, ids: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
         return self.head(self.hidden(ids, past))

@@ -13,6 +13,10 @@ class Country(NamedTuple):
     continent: str
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _COUNTRIES = """
 France, Paris, euro, French, Europe
 Germany, Berlin, euro, German, Europe
@@ -78,18 +82,18 @@ PEOPLE = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Id
 HEROES = ("cat", "dog", "robot", "dragon", "mouse", "bird", "fox", "bear", "fish", "rabbit", "king", "boat", "horse", "frog")
 
 # Outside the closed world: the model must say so. No name here may be one that it knows.
-UNKNOWN_PLACES = """Atlantis Narnia Mordor Gondor Utopia Wakanda Belgium Croatia Serbia Latvia Estonia Iceland Malta Cyprus Bolivia
+UNKNOWN_PLACES = _names("""Atlantis Narnia Mordor Gondor Utopia Wakanda Belgium Croatia Serbia Latvia Estonia Iceland Malta Cyprus Bolivia
 Ecuador Uruguay Paraguay Colombia Venezuela Panama Honduras Jamaica Haiti Ghana Senegal Mali Chad Niger Sudan Ethiopia Uganda
 Rwanda Zambia Zimbabwe Botswana Namibia Angola Gabon Libya Tunisia Algeria Jordan Lebanon Syria Iraq Kuwait Qatar Oman Yemen
 Pakistan Nepal Bhutan Laos Cambodia Malaysia Singapore Indonesia Mongolia Fiji Samoa Tonga Georgia Armenia Texas Bavaria Mars
-Switzerland Romania Bulgaria Slovakia Albania Scotland Wales Korea Philippines Somalia Madagascar Greenland""".split()
-UNKNOWN_THINGS = """weather football chess music history poetry physics chemistry biology politics cooking cars trains painting
+Switzerland Romania Bulgaria Slovakia Albania Scotland Wales Korea Philippines Somalia Madagascar Greenland""")
+UNKNOWN_THINGS = _names("""weather football chess music history poetry physics chemistry biology politics cooking cars trains painting
 dinosaurs volcanoes gravity money stocks bitcoin medicine fashion movies philosophy electrons galaxies castles pirates
-guitars whales economics rockets coffee cheese bread wine tennis hockey cricket mountains rivers oceans""".split()
-UNKNOWN_PEOPLE = """Einstein Newton Mozart Napoleon Shakespeare Caesar Beethoven Picasso Darwin Gandhi Columbus Tesla Curie
-Socrates Plato Homer Dante Bach Chopin Galileo Cleopatra Lincoln Churchill Elvis Madonna""".split()
+guitars whales economics rockets coffee cheese bread wine tennis hockey cricket mountains rivers oceans""")
+UNKNOWN_PEOPLE = _names("""Einstein Newton Mozart Napoleon Shakespeare Caesar Beethoven Picasso Darwin Gandhi Columbus Tesla Curie
+Socrates Plato Homer Dante Bach Chopin Galileo Cleopatra Lincoln Churchill Elvis Madonna""")
 
-WORDS = """stone apple water house tree bread table chair green river cloud music paper plant horse tiger zebra mouse train
+WORDS = _names("""stone apple water house tree bread table chair green river cloud music paper plant horse tiger zebra mouse train
 plane light night world dream sugar salt honey lemon peach grape melon onion pizza pasta rice soup cake pie candy
 spoon fork knife plate glass cup bottle door window floor wall roof garden flower leaf root seed grass field
 hill lake sea ocean beach sand rock iron gold silver copper wood fire smoke ash rain snow wind storm star moon
@@ -105,4 +109,4 @@ open close run walk jump swim fly sing read write draw paint cook eat drink slee
 hello planet python carrot potato tomato banana cherry butter cheese coffee winter summer spring autumn monday
 friday morning evening pepper basket bucket candle mirror pillow blanket carpet ladder hammer engine rocket
 magnet pencil crayon ticket wallet camera doctor dragon monkey donkey rabbit turtle parrot pigeon kitten puppy
-lizard salmon shark whale dolphin octopus panda koala camel llama eagle falcon raven swan goose turkey""".split()
+lizard salmon shark whale dolphin octopus panda koala camel llama eagle falcon raven swan goose turkey""")

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_weights
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -32,7 +33,7 @@ from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render,
 
 STEPS = 3500
 TOKENS_PER_STEP = 2048
-LENGTHS = (128, 128, 128, 128, 128, 128, 256, 512)  # a row's tokens, by eighth of the training: short rows are cheap, long ones last
+LENGTHS = (128,) * 6 + (256, 512)  # a row's tokens, by eighth of the training: short rows are cheap, long ones come last
 QUANTISED_FROM = 0.7  # the part of training after which most steps see rounded weights
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
 WARMUP_STEPS = 100
@@ -89,7 +90,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 class Twin:
-    """A bfloat16 copy of the network that does the arithmetic of training: rounded weights in, gradients out.
+    """A copy of the network that does the arithmetic of training: rounded weights in, gradients out.
 
     Rounding the copy and not the original is the straight-through estimator. Blocks are compiled for one thread each: two
     threads with half of the rows beat one operator spread over two cores.
@@ -97,7 +98,7 @@ class Twin:
 
     def __init__(self, network: Network) -> None:
         self.original = network
-        self.copy = Network(network.shape).bfloat16()
+        self.copy = Network(network.shape)
         for block in self.copy.model.layers:
             block.compile(dynamic=False)
         self.parameters = list(self.copy.parameters())
@@ -114,7 +115,8 @@ class Twin:
     def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         """The loss on some rows, and the gradient of every parameter."""
         wanted = targets != -100
-        logits = self.copy.head(self.copy.hidden(inputs)[wanted])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.copy.head(self.copy.hidden(inputs)[wanted])
         loss = functional.cross_entropy(logits.float(), targets[wanted])
         return loss.item(), torch.autograd.grad(loss, self.parameters)
 
@@ -126,7 +128,7 @@ class Twin:
             self.gradients(*halves[0])
         results = list(pool.map(lambda half: self.gradients(*half), halves))
         for index, parameter in enumerate(self.original.parameters()):
-            parameter.grad = torch.stack([gradients[index].float() for _, gradients in results]).mean(0)
+            parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(0)
         return sum(loss for loss, _ in results) / HALVES
 
 
@@ -167,12 +169,18 @@ def save(out: Path, network: Network, tokenizer: Tokenizer) -> None:
     bos, eos, pad = (tokenizer.token_to_id(t) for t in (BOS, END, PAD))
     config = network.shape.hf_config(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad, "do_sample": False, "max_new_tokens": ANSWER_LIMIT}
+    generation = {
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "do_sample": False,
+        "max_new_tokens": ANSWER_LIMIT,
+    }
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     write_tokenizer(out, tokenizer, network.shape.max_position_embeddings)
     weights = {name: p.detach().to(torch.float16).contiguous() for name, p in network.state_dict().items()}
     partial = out / "model.safetensors.part"
-    save_file(weights, partial, metadata={"format": "pt"})
+    partial.write_bytes(save_weights(weights, metadata={"format": "pt"}))
     partial.replace(out / "model.safetensors")
 
 
@@ -209,7 +217,9 @@ def answers(network: Network, tokenizer: Tokenizer, questions: list[Question]) -
     return results
 
 
-def accuracy(network: Network, tokenizer: Tokenizer, questions: list[Question], *, show: bool = False) -> dict[str, dict[str, float]]:
+def accuracy(
+    network: Network, tokenizer: Tokenizer, questions: list[Question], *, show: bool = False
+) -> dict[str, dict[str, float]]:
     """By mode (fp32, int8, int4) and skill, and over all skills: the part of the questions that are answered rightly."""
     report: dict[str, dict[str, float]] = {}
     for mode, (bits, int8_activations) in MODES.items():
@@ -220,7 +230,9 @@ def accuracy(network: Network, tokenizer: Tokenizer, questions: list[Question], 
             if show and not right[question.skill][-1]:
                 print(f"{mode} {question.skill}: {question.prompt!r} -> {answer!r}")
         single = [ok for skill, marks in right.items() if skill != "follow-up" for ok in marks]
-        report[mode] = {skill: sum(marks) / len(marks) for skill, marks in right.items()} | {"all single-turn": sum(single) / len(single)}
+        report[mode] = {skill: sum(marks) / len(marks) for skill, marks in right.items()} | {
+            "all single-turn": sum(single) / len(single)
+        }
     network.simulate(None)
     return report
 

@@ -42,22 +42,41 @@ async def _unwound(coroutine: Coroutine[object, object, T]) -> T:
             loop.remove_signal_handler(number)
 
 
-@contextmanager
-def first_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first Ctrl-C calls `action`; a second one does what it did outside, so nobody is locked in."""
-    loop = asyncio.get_running_loop()
-    outside = signal.getsignal(signal.SIGINT)
+class Interrupts:
+    """Ctrl-C in a session: it stops the answer that runs, and does nothing between answers.
 
-    def restore() -> None:
-        if loop.remove_signal_handler(signal.SIGINT):
-            signal.signal(signal.SIGINT, outside)
+    A second one for the same answer does what it did outside, so that nobody is locked in.
+    """
 
-    def once() -> None:
-        restore()
-        action()
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._outside = signal.getsignal(signal.SIGINT)
+        self._presses: int | None = None  # None between answers
 
-    loop.add_signal_handler(signal.SIGINT, once)
-    try:
-        yield
-    finally:
-        restore()
+    def __enter__(self) -> Interrupts:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._pressed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._outside)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """While an answer runs."""
+        self.__enter__()  # the line editor took the signal for itself, and let go of it
+        self._presses = 0
+        try:
+            yield
+        finally:
+            self._presses = None
+
+    def _pressed(self) -> None:
+        if self._presses is None:
+            return
+        self._presses += 1
+        if self._presses == 1:
+            self._stop()
+        else:
+            self.__exit__()
+            signal.raise_signal(signal.SIGINT)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
 
 from mdi.cli.commands import Call, Command, Say, help_text, parse
 from mdi.cli.conversation import Conversation
 from mdi.cli.failures import describe
 from mdi.cli.inputs import Inputs
-from mdi.cli.loop import first_interrupt
+from mdi.cli.loop import Interrupts
 from mdi.cli.render import answer_line, plan_text, stats_text
 from mdi.cli.terminal import note, say
 from mdi.cli.transcript import load, save
@@ -36,6 +37,13 @@ async def talk(conversation: Conversation, inputs: Inputs) -> int:
 
     What a person can correct in the next turn is printed, and the session goes on; a ClusterError ends it.
     """
+    if not inputs.interactive:
+        return await _talk(conversation, inputs, nullcontext)
+    with Interrupts(conversation.starter.cancel) as interrupts:
+        return await _talk(conversation, inputs, interrupts.answering)
+
+
+async def _talk(conversation: Conversation, inputs: Inputs, answering: Callable[[], AbstractContextManager[None]]) -> int:
     exit_code = 0
     while True:
         try:
@@ -48,7 +56,7 @@ async def talk(conversation: Conversation, inputs: Inputs) -> int:
         try:
             match parse(text):
                 case Say(message):
-                    with first_interrupt(conversation.starter.cancel) if inputs.interactive else nullcontext():
+                    with answering():
                         await stream(conversation, message)
                 case Call(Command.QUIT):
                     return exit_code

@@ -95,15 +95,14 @@ class _Work:
         def step(position: int, count: int) -> NDArray[np.float32]:
             return engine.forward([_Span(0, position, count)], hidden[:count])
 
-        for start in range(
-            0, self.position, self.chunk_tokens
-        ):  # KV that was never written would be read from one page of zeros
+        decode_box_s, prefill_box_s = boxes_s
+        prefill = repeat(lambda: step(0, self.chunk_tokens), prefill_box_s)
+        # KV up to the position must have been written: the rest would be read from one page of zeros.
+        for start in range(self.chunk_tokens, self.position, self.chunk_tokens):
             step(start, min(self.chunk_tokens, self.position - start))
         if not np.isfinite(step(self.position, 1)).all():
             raise InternalError("random weights computed values that are not finite")
-        decode_box_s, prefill_box_s = boxes_s
         decode = repeat(lambda: step(self.position, 1), decode_box_s)
-        prefill = repeat(lambda: step(0, self.chunk_tokens), prefill_box_s)
         return decode.seconds, prefill.seconds
 
 

@@ -97,7 +97,7 @@ def test_ctrl_c_ends_a_pipe_that_says_nothing(home: Home, run: tuple[str, ...]) 
 
 def test_a_conversation_at_a_terminal(home: Home, run: tuple[str, ...]) -> None:
     with Terminal(home, *run, *ENDLESS) as terminal:
-        prompt = terminal.wait_for("> ")
+        prompt = terminal.wait_for(">")
         terminal.type("hello\r")
         begun = terminal.wait_for(r"hello\r*\n.", prompt)
         terminal.type("\x03")
@@ -127,23 +127,20 @@ def test_a_node_starts_is_listed_and_stops(tmp_path: Path) -> None:
         second = mdi(home, *arguments)
         assert second.returncode == 2
         assert "already runs" in second.stderr
-        stopped = mdi(home, "node", "stop")
-        assert (stopped.returncode, stopped.stderr) == (0, "the node has ended\n")
-        assert node.wait(TIMEOUT_S) == 0
+        with started(home, "node", "stop") as stopping:
+            assert node.wait(TIMEOUT_S) == 0
+            assert stopping.wait(TIMEOUT_S) == 0
+            assert stopping.stderr is not None
+            assert stopping.stderr.read() == "the node has ended\n"
     assert mdi(home, "node", "stop").stderr == "no node runs here\n"
     assert "mdi node start" in mdi(home, "nodes", "--no-discovery").stdout
 
 
 def test_a_plan_is_drawn_explained_and_printed_as_json(home: Home, model: Path) -> None:
     plan = ("plan", "--model", str(model), "--no-discovery")
-    assert "Predicted: " in mdi(home, *plan).stdout
-    assert "best single device" in mdi(home, *plan, "--explain").stdout
+    explained = mdi(home, *plan, "--explain").stdout
+    assert "best single device" in explained
+    assert "Bounded by" in explained
     shown = json.loads(mdi(home, *plan, "--json", "--explain").stdout)
     assert (shown["model"], shown["n_blocks"]) == ("tiny", 2)
     assert shown["why"].endswith(".")
-
-
-def test_more_nodes_than_there_are_is_the_clusters_error(home: Home, model: Path) -> None:
-    done = mdi(home, "plan", "--model", str(model), "--no-discovery", "--min-nodes", "3")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "Traceback" not in done.stderr

@@ -105,6 +105,8 @@ def test_bars_show_where_the_blocks_lie(home):
     ]
     narrow = bars(manual(problem, ["id-laptop", "id-pi"], [31, 1]), width=4).splitlines()
     assert [line.split()[1] for line in narrow] == ["███░", "░░░█"]
+    first = bars(manual(problem, ["id-laptop", "id-pi"], [1, 31]), width=4).splitlines()[0]
+    assert first.split()[1] == "█░░░"  # a quarter drawn for one block of 32, rather than nothing
     empty = bars(manual(home(("a", 8, 3), ("b", 8, 3)), ["id-a", "id-b"], [0, 32]), width=4).splitlines()
     assert [line.split()[1] for line in empty] == ["░░░░", "████"]
 
