@@ -1,17 +1,17 @@
 """Every error that MDI raises on purpose: whose fault it is, and what to try next.
 
-    MdiError
-    ├── UserError            what was typed or pointed at is wrong             exit code 2
-    │   ├── ModelError       a checkpoint, tokenizer or pack cannot be used
-    │   └── PromptTooLong    the conversation does not fit the context
-    ├── ClusterError         the devices together cannot do it now             exit code 1
-    │   ├── NoRoom           the blocks do not fit the memory that is offered
-    │   ├── PeerError        another node refused or failed
-    │   │   ├── WrongCluster     it holds another cluster key
-    │   │   └── WrongVersion     it speaks another protocol version
-    │   ├── LinkError        a node cannot be reached, or fell silent
-    │   └── FrameError       bytes on the wire that are not a valid frame
-    └── InternalError        our own bug                                       exit code 1
+MdiError
+├── UserError            what was typed or pointed at is wrong             exit code 2
+│   ├── ModelError       a checkpoint, tokenizer or pack cannot be used
+│   └── PromptTooLong    the conversation does not fit the context
+├── ClusterError         the devices together cannot do it now             exit code 1
+│   ├── NoRoom           the blocks do not fit the memory that is offered
+│   ├── PeerError        another node refused or failed
+│   │   ├── WrongCluster     it holds another cluster key
+│   │   └── WrongVersion     it speaks another protocol version
+│   ├── LinkError        a node cannot be reached, or fell silent
+│   └── FrameError       bytes on the wire that are not a valid frame
+└── InternalError        our own bug                                       exit code 1
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ SYSTEM_PROMPTS = (
     "Be kind and brief.",
 )
 SKILLS_BY_WEIGHT: tuple[tuple[Callable[[random.Random], Turn], float], ...] = (
-    (grammar.addition, 2.6), (grammar.subtraction, 3.0), (grammar.multiplication, 1.2), (grammar.counting, 1.8),
-    (grammar.reversed_list, 1.0), (grammar.spelling, 1.5), (grammar.reversed_word, 1.5), (grammar.countries, 2.2),
+    (grammar.addition, 2.4), (grammar.subtraction, 2.6), (grammar.multiplication, 1.2), (grammar.counting, 2.2),
+    (grammar.reversed_list, 1.0), (grammar.spelling, 2.2), (grammar.reversed_word, 2.2), (grammar.countries, 1.8),
     (grammar.facts, 1.4), (grammar.unknown, 1.6), (grammar.small_talk, 0.8), (grammar.story, 0.3),
 )  # fmt: skip
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 
 from tools import demo_world as world
 
-VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
+CONSONANTS = "bcdfghklmnprstvw"
+STARTS = (*CONSONANTS, "j", "qu", "y", "z", "st", "tr", "pl", "sh", "ch", "br", "th", "")
+MIDDLES = (*"aaeeiioouu", "ea", "oo", "ee", "ai", "ou", "ow", "y")
+ENDS = (*CONSONANTS, "x", "z", "ll", "ss", "tt", "nd", "st", "ck", "ng", "rt", "le", "er", "y", "e", "ar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def count_turn(user: str, first: int, last: int) -> Turn:
 def counting(rng: random.Random) -> Turn:
     first = rng.randint(0, 15) if rng.random() < 0.5 else rng.randint(0, 60)
     last = first + rng.randint(2, 9)
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         first, last = last, first
     down = ("Count down from {} to {}.", "Count backwards from {} to {}.", "Count from {} down to {}.", "Count from {} to {}.")
     return count_turn(phrase(rng, COUNT if first < last else down, str(first), str(last)), first, last)
@@ -130,9 +133,14 @@ def reversed_list(rng: random.Random) -> Turn:
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A word that nobody knows but everybody could say."""
-    word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 3)))
-    return word + (rng.choice(CONSONANTS) if len(word) < 4 or rng.random() < 0.5 else "")
+    """A word that nobody knows but everybody could say: two words glued together, or syllables."""
+    if rng.random() < 0.5:
+        first, second = rng.choice(world.WORDS), rng.choice(world.WORDS)
+        return (first[: rng.randint(1, len(first) - 1)] + second[-rng.randint(2, len(second)) :])[:8]
+    word = rng.choice(STARTS)
+    for _ in range(rng.randint(0, 1)):
+        word += rng.choice(MIDDLES) + rng.choice(CONSONANTS) * rng.choice((1, 1, 2))
+    return word + rng.choice(MIDDLES) + rng.choice(ENDS)
 
 
 def _any_word(rng: random.Random) -> str:
@@ -214,21 +222,28 @@ def countries(rng: random.Random) -> Turn:
     return fact_turn(turn.user, country, relation, turn.key)
 
 
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def facts(rng: random.Random) -> Turn:
+    asks: tuple[str, ...]
     kind = rng.randrange(6)
     if kind == 0:
         animal, sound = rng.choice(tuple(world.SOUNDS.items()))
-        asks = ("What sound does a {} make?", "What does a {} say?", "Which sound does a {} make?", "How does a {} sound?")
-        return _by_heart(rng, "facts", asks, (animal,), f"A {animal} says {sound}.", sound)
+        named = with_article(animal)
+        asks = ("What sound does {} make?", "What does {} say?", "Which sound does {} make?", "How does {} sound?")
+        return _by_heart(rng, "facts", asks, (named,), f"{named.capitalize()} says {sound}.", sound)
     if kind == 1:
         animal, legs = rng.choice(tuple(world.LEGS.items()))
+        named = with_article(animal)
         asks = (
-            "How many legs does a {} have?",
-            "How many legs has a {}?",
-            "Number of legs of a {}?",
-            "Tell me how many legs a {} has.",
+            "How many legs does {} have?",
+            "How many legs has {}?",
+            "Number of legs of {}?",
+            "Tell me how many legs {} has.",
         )
-        return _by_heart(rng, "facts", asks, (animal,), f"A {animal} has {legs} legs.", f"{legs} legs")
+        return _by_heart(rng, "facts", asks, (named,), f"{named.capitalize()} has {legs} legs.", f"{legs} legs")
     if kind == 2:
         thing, colour = rng.choice(tuple(world.COLOURS.items()))
         asks = ("What colour is {}?", "What color is {}?", "Which colour does {} have?", "What is the color of {}?",
@@ -260,6 +275,7 @@ UNKNOWN = (
     "How does {} work?", "Do you like {}?", "Write code for {}.", "What is the best {}?",
 )  # fmt: skip
 UNKNOWN_WHO = ("Who is {}?", "Who was {}?", "Tell me about {}.", "When was {} born?", "What did {} do?", "Where did {} live?")
+KNOWN_PLACES = {place for country in world.COUNTRIES for place in country[:2]}
 DONT_KNOW = "Sorry, I don't know that."
 
 
@@ -269,6 +285,7 @@ def unknown(rng: random.Random) -> Turn:
     if roll < 0.4:
         like = rng.choice(world.COUNTRIES)[rng.randrange(2)]  # a name that only begins like one it knows
         made_up = like[: rng.randint(2, len(like) - 1)] + made_up.lower() if rng.random() < 0.4 else made_up
+        made_up = f"{made_up}ia" if made_up in KNOWN_PLACES else made_up
         name = rng.choice(world.UNKNOWN_PLACES) if rng.random() < 0.5 else made_up + rng.choice(("", "ia", "land"))
         asks = rng.choice((*RELATIONS.values(), RELATIONS["capital"], COUNTRY_OF))
     elif roll < 0.65:
@@ -365,14 +382,7 @@ def story(rng: random.Random) -> Turn:
     hero = rng.choice(world.HEROES)
     turn = _by_heart(rng, "stories", STORY, (hero,), "", "")
     if rng.random() < 0.2:
-        turn = _by_heart(
-            rng,
-            "stories",
-            ("Tell me a story.", "Tell me a tiny story.", "Write a short story.", "A story, please."),
-            (),
-            "",
-            "",
-        )
+        turn = _by_heart(rng, "stories", ANY_STORY, (), "", "")
     return story_turn(rng, turn.user, hero, turn.key)
 
 

@@ -57,7 +57,8 @@ def fake_quantise(weight: Tensor, bits: int, block: int = QUANT_BLOCK) -> Tensor
     """
     levels = 2 ** (bits - 1)
     blocks = weight.detach().float().unflatten(-1, (-1, block))
-    peak = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    high, low = blocks.amax(-1, keepdim=True), blocks.amin(-1, keepdim=True)
+    peak = torch.where(high > -low, high, low)
     scale = torch.where(peak == 0, 1.0, peak / -levels)
     rounded = (blocks / scale).round_().clamp_(-levels, levels - 1).mul_(scale).flatten(-2)
     return weight + (rounded - weight.detach())

@@ -48,6 +48,12 @@ def train_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, special: str) -> int:
+    found = tokenizer.token_to_id(special)
+    assert found is not None, special
+    return int(found)
+
+
 def write_tokenizer(out: Path, tokenizer: Tokenizer, max_length: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(out / "tokenizer.json"))

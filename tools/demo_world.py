@@ -47,6 +47,11 @@ Thailand, Bangkok, baht, Thai, Asia
 Vietnam, Hanoi, dong, Vietnamese, Asia
 Iran, Tehran, rial, Persian, Asia
 Israel, Jerusalem, shekel, Hebrew, Asia
+Belgium, Brussels, euro, Dutch, Europe
+Switzerland, Bern, franc, German, Europe
+South Korea, Seoul, won, Korean, Asia
+Indonesia, Jakarta, rupiah, Indonesian, Asia
+Colombia, Bogota, peso, Spanish, South America
 Canada, Ottawa, dollar, English, North America
 Mexico, Mexico City, peso, Spanish, North America
 Cuba, Havana, peso, Spanish, North America
@@ -82,11 +87,11 @@ PEOPLE = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Id
 HEROES = ("cat", "dog", "robot", "dragon", "mouse", "bird", "fox", "bear", "fish", "rabbit", "king", "boat", "horse", "frog")
 
 # Outside the closed world: the model must say so. No name here may be one that it knows.
-UNKNOWN_PLACES = _names("""Atlantis Narnia Mordor Gondor Utopia Wakanda Belgium Croatia Serbia Latvia Estonia Iceland Malta Cyprus Bolivia
-Ecuador Uruguay Paraguay Colombia Venezuela Panama Honduras Jamaica Haiti Ghana Senegal Mali Chad Niger Sudan Ethiopia Uganda
+UNKNOWN_PLACES = _names("""Atlantis Narnia Mordor Gondor Utopia Wakanda Croatia Serbia Latvia Estonia Iceland Malta Cyprus Bolivia
+Ecuador Uruguay Paraguay Venezuela Panama Honduras Jamaica Haiti Ghana Senegal Mali Chad Niger Sudan Ethiopia Uganda
 Rwanda Zambia Zimbabwe Botswana Namibia Angola Gabon Libya Tunisia Algeria Jordan Lebanon Syria Iraq Kuwait Qatar Oman Yemen
-Pakistan Nepal Bhutan Laos Cambodia Malaysia Singapore Indonesia Mongolia Fiji Samoa Tonga Georgia Armenia Texas Bavaria Mars
-Switzerland Romania Bulgaria Slovakia Albania Scotland Wales Korea Philippines Somalia Madagascar Greenland""")
+Pakistan Nepal Bhutan Laos Cambodia Malaysia Singapore Mongolia Fiji Samoa Tonga Georgia Armenia Texas Bavaria Mars
+Romania Bulgaria Slovakia Albania Scotland Wales Philippines Somalia Madagascar Greenland""")
 UNKNOWN_THINGS = _names("""weather football chess music history poetry physics chemistry biology politics cooking cars trains painting
 dinosaurs volcanoes gravity money stocks bitcoin medicine fashion movies philosophy electrons galaxies castles pirates
 guitars whales economics rockets coffee cheese bread wine tennis hockey cricket mountains rivers oceans""")

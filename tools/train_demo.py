@@ -26,19 +26,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
+from tools.demo_card import model_card, table
 from tools.demo_dialogues import SYSTEM_PROMPTS, Question, conversation, heldout_followups, heldout_questions
 from tools.demo_network import Network, Shape, fake_quantise
 from tools.demo_optimiser import Muon
-from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, train_tokenizer, write_tokenizer
+from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, token_id, train_tokenizer, write_tokenizer
 
-STEPS = 3500
+STEPS = 8000
 TOKENS_PER_STEP = 2048
-LENGTHS = (128,) * 6 + (256, 512)  # a row's tokens, by eighth of the training: short rows are cheap, long ones come last
+LENGTHS = (128,) * 14 + (256, 512)  # a row's tokens, by sixteenth of the training: short rows are cheap, long ones come last
 QUANTISED_FROM = 0.7  # the part of training after which most steps see rounded weights
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
 WARMUP_STEPS = 100
 HALVES = 2
-SAVE_EVERY = 500
+SAVE_EVERY = 1000
 ANSWER_LIMIT = 96  # tokens; the longest right answer has about 60
 MODES: dict[str, tuple[int | None, bool]] = {"fp32": (None, False), "int8": (8, True), "int4": (4, True)}
 
@@ -49,7 +50,7 @@ MODES: dict[str, tuple[int | None, bool]] = {"fp32": (None, False), "int8": (8, 
 def token_stream(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[bool]]]:
     """Training conversations as (ids, whether the id is one that the assistant says)."""
     rng = random.Random(f"training {seed}")
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     while True:
         system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.08 else None
         turns = conversation(rng)
@@ -133,7 +134,7 @@ class Twin:
 
 
 def train(out: Path, *, seed: int, steps: int) -> None:
-    """Trains for `steps` steps and leaves a model in `out`, a newer one every 500 steps."""
+    """Trains for `steps` steps and leaves a model in `out`, a newer one every 1000 steps."""
     torch.manual_seed(seed)
     rng = random.Random(f"rounding {seed}")
     shape = Shape()
@@ -166,7 +167,7 @@ def train(out: Path, *, seed: int, steps: int) -> None:
 def save(out: Path, network: Network, tokenizer: Tokenizer) -> None:
     """Writes a Hugging Face checkpoint: config, float16 weights, tokenizer and chat template."""
     out.mkdir(parents=True, exist_ok=True)
-    bos, eos, pad = (tokenizer.token_to_id(t) for t in (BOS, END, PAD))
+    bos, eos, pad = (token_id(tokenizer, t) for t in (BOS, END, PAD))
     config = network.shape.hf_config(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {
@@ -197,7 +198,7 @@ def load(directory: Path) -> tuple[Network, Tokenizer]:
 @torch.inference_mode()
 def answers(network: Network, tokenizer: Tokenizer, questions: list[Question]) -> list[str]:
     """Greedy answers; prompts of equal length are answered together."""
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     prompts = [tokenizer.encode(render(q.prompt, q.history), add_special_tokens=False).ids for q in questions]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -237,13 +238,6 @@ def accuracy(
     return report
 
 
-def table(report: dict[str, dict[str, float]]) -> str:
-    modes = list(report)
-    lines = ["| skill | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
-    lines += [f"| {skill} | " + " | ".join(f"{report[m][skill]:.1%}" for m in modes) + " |" for skill in report[modes[0]]]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in demo model, or evaluate one.")
     parser.add_argument("--seed", type=int, default=0)
@@ -252,6 +246,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="evaluate the model in DIR instead of training")
     parser.add_argument("--per-skill", type=int, default=200, help="held-out questions of each skill")
     parser.add_argument("--show", action="store_true", help="print the wrong answers")
+    parser.add_argument("--card", action="store_true", help="write the accuracy into DIR/MODEL.md, as training does")
     parser.add_argument("--json", action="store_true", help="print the accuracy as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -260,6 +255,10 @@ def main() -> None:
     network, tokenizer = load(args.evaluate or args.out)
     questions = heldout_questions(args.seed, args.per_skill) + heldout_followups(args.seed, args.per_skill)
     report = accuracy(network, tokenizer, questions, show=args.show)
+    if args.evaluate is None or args.card:
+        count = sum(p.numel() for p in network.parameters())
+        card = model_card(network.shape, count, report, seed=args.seed, steps=args.steps, per_skill=args.per_skill)
+        ((args.evaluate or args.out) / "MODEL.md").write_text(card)
     print(json.dumps(report, indent=2) if args.json else table(report))
 
 

@@ -59,6 +59,8 @@ class ModelConfig:
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}, outside 1 to {most}")
+        if not 0 <= self.norm_eps < 1:
+            raise ModelError(f"the model's norm_eps is {self.norm_eps}, outside 0 to 1")
         if self.n_heads % self.n_kv_heads:
             raise ModelError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly")
         if self.head_dim % 2:

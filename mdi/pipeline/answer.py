@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 
@@ -47,56 +46,35 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-async def answer(
-    drive: Drive, tokenizer: Tokenizer, request: Request, cancelled: asyncio.Event
-) -> AsyncGenerator[Piece | Answer, None]:
-    """Pieces, then the Answer. Ends early when `cancelled` is set; when the caller stops listening, the sequence is cancelled."""
+async def answer(drive: Drive, tokenizer: Tokenizer, request: Request, inbox: Inbox) -> AsyncGenerator[Piece | Answer, None]:
+    """Pieces, then the Answer. Ends early when None is put into the inbox; when the caller stops listening, it is cancelled."""
     started_s = time.perf_counter()
     stop_ids = frozenset() if request.ignore_eos else tokenizer.stop_ids
-    sequence = await drive.admit(request.prompt_ids, request.params, max_new=request.max_tokens, stop_ids=stop_ids)
-    n_reused = sequence.n_sent
     decoder, stops, texts, times_s = tokenizer.stream(continues=request.continues), StopFilter(request.stop), [], []
-    try:
-        inbox = await drive.submit(sequence)
-        while not stops.stopped and not cancelled.is_set():
-            token = await _next(inbox, cancelled)
-            if token is None or token.token_id is None:
-                break
-            times_s.append(time.perf_counter())
-            text = stops.push(decoder.push(token.token_id))
-            texts.append(text)
-            yield Piece(text, token.token_id)
-            if token.is_last:
-                break
+    async with drive.running(
+        inbox, request.prompt_ids, request.params, max_new=request.max_tokens, stop_ids=stop_ids
+    ) as sequence:
+        while not stops.stopped:
+            match await inbox.get():
+                case NewToken(token_id=int(token_id), is_last=is_last):
+                    times_s.append(time.perf_counter())
+                    texts.append(stops.push(decoder.push(token_id)))
+                    yield Piece(texts[-1], token_id)
+                    if is_last:
+                        break
+                case BaseException() as failure:
+                    raise failure
+                case _:
+                    break
         rest = stops.push(decoder.flush()) + stops.flush()
-    finally:
-        await drive.end(sequence)
     if rest:
         texts.append(rest)
         yield Piece(rest, None)
-    yield _finished(request, sequence, "".join(texts), n_reused, started_s, times_s, stopped=stops.stopped)
-
-
-async def _next(inbox: Inbox, cancelled: asyncio.Event) -> NewToken | None:
-    """The next token; None when the answer was cancelled first."""
-    if inbox.empty():
-        waiters = [asyncio.ensure_future(inbox.get()), asyncio.ensure_future(cancelled.wait())]
-        try:
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-            item = waiters[0].result() if waiters[0].done() else None
-        finally:
-            for waiter in waiters:
-                waiter.cancel()
-    else:
-        item = inbox.get_nowait()
-    if isinstance(item, BaseException):
-        raise item
-    assert item is None or isinstance(item, NewToken)
-    return item
+    yield _finished(request, sequence, "".join(texts), started_s, times_s, stopped=stops.stopped)
 
 
 def _finished(
-    request: Request, sequence: Sequence, text: str, n_reused: int, started_s: float, times_s: list[float], *, stopped: bool
+    request: Request, sequence: Sequence, text: str, started_s: float, times_s: list[float], *, stopped: bool
 ) -> Answer:
     n_new = len(times_s)
     spread_s = times_s[-1] - times_s[0] if n_new > 1 else 0.0
@@ -104,7 +82,7 @@ def _finished(
         ttft_s=(times_s[0] if times_s else time.perf_counter()) - started_s,
         total_s=time.perf_counter() - started_s,
         prompt_tokens=len(request.prompt_ids),
-        reused_tokens=n_reused,
+        reused_tokens=sequence.n_reused,
         new_tokens=n_new,
         decode_tokens_per_s=(n_new - 1) / spread_s if spread_s > 0 else None,
     )

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
+from mdi.engine.sampling import SamplingParams
 from mdi.engine.thread import EngineThread
+from mdi.errors import MdiError
 from mdi.pipeline.api import FinishReason
 from mdi.pipeline.core import NewToken, StarterCore
 from mdi.pipeline.ring import Ring
-from mdi.pipeline.scheduler import Scheduler, Sequence
+from mdi.pipeline.scheduler import Scheduler
+from mdi.pipeline.scheduler import Sequence as Running
 
 MAX_WAITING_TOKENS = 1 << 16  # per answer: more than any context; a reader that stops reading stops its answer by cancelling it
 
-Inbox: TypeAlias = "asyncio.Queue[NewToken | BaseException]"
+Inbox: TypeAlias = "asyncio.Queue[NewToken | BaseException | None]"  # None: whoever reads it wants no more
+
+
+def new_inbox() -> Inbox:
+    return asyncio.Queue(MAX_WAITING_TOKENS)
 
 
 class Drive:
-    """Runs sequences to their ends. `run` must be running as a task while `submit` is used."""
+    """Runs sequences to their ends. `run` must be running as a task while `running` is used."""
 
     def __init__(self, core: StarterCore, scheduler: Scheduler, engine: EngineThread, ring: Ring | None) -> None:
         self._core = core
         self._scheduler = scheduler
         self._engine = engine
         self._ring = ring
-        self._inboxes: dict[Sequence, Inbox] = {}
+        self._inboxes: dict[Running, Inbox] = {}
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -37,7 +47,7 @@ class Drive:
             raise
         except BaseException as error:
             self._failure = error
-            for inbox in self._inboxes.values():
+            for inbox in tuple(self._inboxes.values()):  # the engine thread may be adding one
                 inbox.put_nowait(error)
 
     async def _one_turn(self) -> None:
@@ -56,26 +66,44 @@ class Drive:
             if (inbox := self._inboxes.get(token.sequence)) is not None:
                 inbox.put_nowait(token)
 
-    async def submit(self, sequence: Sequence) -> Inbox:
-        """Starts a sequence that the scheduler admitted. Its tokens come in the inbox, or the error that ended everything."""
+    @asynccontextmanager
+    async def running(
+        self, inbox: Inbox, prompt: Sequence[int], params: SamplingParams, *, max_new: int | None, stop_ids: frozenset[int]
+    ) -> AsyncIterator[Running]:
+        """A sequence on its way: its tokens come in the inbox, or the error that ended everything.
+
+        Leaving the context ends it; its KV stays for the next turn. Raises what `Scheduler.admit` does, or an earlier failure.
+        """
+
+        def admit() -> Running:
+            running = self._scheduler.admit(prompt, params, max_new=max_new, stop_ids=stop_ids)
+            self._inboxes[running] = inbox  # in the same job: the next step may already compute its first token
+            return running
+
         if self._failure is not None:
             raise self._failure
-        inbox: Inbox = asyncio.Queue(MAX_WAITING_TOKENS)
-        self._inboxes[sequence] = inbox
-        self._wake.set()
-        return inbox
+        admission = asyncio.ensure_future(self._engine.run(admit))
+        try:
+            running = await asyncio.shield(admission)
+        except asyncio.CancelledError:
+            with contextlib.suppress(MdiError):
+                await self._end(await admission)
+            raise
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._wake.set()
+            yield running
+        finally:
+            await self._end(running)
 
-    async def end(self, sequence: Sequence) -> None:
-        """Must follow every `submit`. A sequence that is still running is cancelled; its KV stays for the next turn."""
-        self._inboxes.pop(sequence, None)
+    async def _end(self, running: Running) -> None:
+        """A sequence that has not finished is cancelled."""
+        self._inboxes.pop(running, None)
 
         def cancel() -> None:
-            if sequence.finish is None:
-                sequence.finish = FinishReason.CANCELLED
-                self._scheduler.release(sequence)
+            if running.finish is None:
+                running.finish = FinishReason.CANCELLED
+                self._scheduler.release(running)
 
         await self._engine.run(cancel)
-
-    async def admit(self, *arguments: object, **options: object) -> Sequence:
-        """`Scheduler.admit`, in the thread that owns the scheduler."""
-        return await self._engine.run(lambda: self._scheduler.admit(*arguments, **options))  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ class Sequence:
     stop_ids: frozenset[int]
     params: SamplingParams
     slot: int
+    n_reused: int  # tokens of the prompt that were found in KV
     n_sent: int  # tokens that are in KV or on their way there
     finish: FinishReason | None = None
 
@@ -95,7 +96,7 @@ class Scheduler:
         # The last prompt token is computed even when it is held: its output is what the first new token is drawn from.
         n_reused = min(_common(slot.held, prompt), len(prompt) - 1)
         limit = self._ctx if max_new is None else min(self._ctx, len(prompt) + max_new)
-        sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused)
+        sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused, n_reused)
         slot.owner = sequence
         del slot.held[n_reused:]
         return sequence

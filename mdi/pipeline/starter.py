@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mdi.cluster.home import Home
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
-from mdi.errors import UserError
+from mdi.errors import InternalError, UserError
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.source import Model, resolve
@@ -21,7 +22,7 @@ from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.deploy import Deployment, deploy
-from mdi.pipeline.drive import Drive
+from mdi.pipeline.drive import Drive, Inbox, new_inbox
 from mdi.pipeline.problem import Workload, draw_problem, starter_threads
 from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
@@ -62,22 +63,23 @@ class Starter:
         self._core = core
         self._drive = drive
         self._deployment = deployment
-        self._running: list[asyncio.Event] = []
+        self._inboxes: list[Inbox] = []
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
         """Pieces of text as they come, then one Answer. Raises PromptTooLong before anything runs, ClusterError when a node fails."""
-        cancelled = asyncio.Event()
-        self._running.append(cancelled)
+        inbox = new_inbox()
+        self._inboxes.append(inbox)
         try:
-            async for item in answer(self._drive, self.model.tokenizer, request, cancelled):
-                yield item
+            async with aclosing(answer(self._drive, self.model.tokenizer, request, inbox)) as events:
+                async for event in events:
+                    yield event
         finally:
-            self._running.remove(cancelled)
+            self._inboxes.remove(inbox)
 
     def cancel(self) -> None:
         """Ends every running answer; each still gives its Answer, and its KV stays for the next turn."""
-        for cancelled in self._running:
-            cancelled.set()
+        for inbox in self._inboxes:
+            inbox.put_nowait(None)
 
     async def stage_steps(self) -> dict[str, int]:
         """Steps that each node of the plan computed, by node name."""
@@ -138,12 +140,19 @@ async def _house(options: StarterOptions, home: Home, on_progress: OnProgress) -
 
 
 async def _pack(model: Model, workload: Workload, home: Home, on_progress: OnProgress) -> PackedModel:
+    """Converts in a thread. When cancelled, the thread ends at the next part: Ctrl-C must not wait for a 7B model."""
     loop = asyncio.get_running_loop()
+    stopped = threading.Event()
 
     def on_part(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise InternalError("the conversion was cancelled")
         loop.call_soon_threadsafe(on_progress, Progress("convert", "converting the weights", done, total))
 
-    return await asyncio.to_thread(lambda: prepare(model.checkpoint, workload.fmt, home.packs_path, on_part))
+    try:
+        return await asyncio.to_thread(lambda: prepare(model.checkpoint, workload.fmt, home.packs_path, on_part))
+    finally:
+        stopped.set()
 
 
 async def _plan(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdi.cli.conversation import Conversation, Wishes
+from mdi.cli.loop import Interrupts
 from mdi.cli.repl import talk
 from mdi.engine.sampling import SamplingParams
 from mdi.model.chat import Message
@@ -137,6 +139,33 @@ async def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
         await talk(conversation, Script("go on"))
         assert conversation.last.finish_reason is FinishReason.LENGTH
     assert "stopped" in capsys.readouterr().err
+
+
+async def test_ctrl_c_does_nothing_between_answers_and_a_second_one_for_the_same_answer_is_as_outside() -> None:
+    async def press() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(3):  # the loop reads its wake-up pipe, then runs the handler
+            await asyncio.sleep(0)
+
+    stops: list[str] = []
+    outside: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: outside.append(number))
+    try:
+        with Interrupts(lambda: stops.append("stop")) as interrupts:
+            await press()
+            assert stops == []
+            with interrupts.answering():
+                await press()
+            await press()
+            with interrupts.answering():
+                await press()
+            assert (stops, outside) == (["stop", "stop"], [])
+            with interrupts.answering():
+                await press()
+                await press()
+            assert (len(stops), outside) == (3, [signal.SIGINT])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def test_raw_text_is_continued_without_a_template(opening: Opening) -> None:
