@@ -20,7 +20,7 @@ $(VENV)/dev: $(VENV)/base
 	@touch $@
 
 $(VENV)/bench: $(VENV)/dev
-	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_RPC=ON" $(BIN)/pip install --quiet --no-binary llama-cpp-python --editable '.[dev,bench]'
 	@touch $@
 
 setup: $(VENV)/dev ## make .venv with everything for development
