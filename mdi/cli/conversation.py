@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mdi.engine.sampling import SamplingParams
-from mdi.errors import InternalError
+from mdi.errors import InternalError, UserError
 from mdi.model.chat import Message
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request
 
@@ -77,15 +77,18 @@ class Conversation:
         self.last = None
 
     async def ask(self, text: str) -> AsyncGenerator[Piece | Answer]:
-        """Pieces, then the Answer. Raises PromptTooLong, ModelError (the template refuses) and ClusterError.
+        """Pieces, then the Answer. Raises UserError (nothing to answer), PromptTooLong, ModelError (the template refuses), ClusterError.
 
         In raw mode every text stands for itself.
         """
+        if not text.strip() and not self.wishes.raw:
+            raise UserError("the prompt is empty", hint="type something to answer")
         question = Message("user", text)
         model = self.starter.model
         ids = model.tokenizer.encode_prompt(text) if self.wishes.raw else model.encode_chat([*self.messages, question])
         self.params = self.wishes.drawn()
-        request = Request(tuple(ids), self.params, self.wishes.max_tokens, self.wishes.stop, self.wishes.ignore_eos)
+        wishes = self.wishes
+        request = Request(tuple(ids), self.params, wishes.max_tokens, wishes.stop, wishes.ignore_eos, continues=wishes.raw)
         answer = None
         async with aclosing(self.starter.generate(request)) as events:
             async for event in events:

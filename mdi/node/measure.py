@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
@@ -10,6 +14,9 @@ from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes, HeadTime
 from mdi.profile.cache import ProfileCache
 from mdi.profile.device import DeviceProfile
+
+HAND_OVERS = 15
+HAND_OVER_PAUSE_S = 0.005  # both threads sleep between the steps of real decoding: a hot loop would flatter by half
 
 
 class Measurer:
@@ -19,6 +26,7 @@ class Measurer:
         self._cache = ProfileCache(directory)
         self._engine = engine
         self._threads = threads
+        self._hand_over_s: float | None = None
 
     async def device(self, *, refresh: bool = False) -> DeviceProfile:
         return await self._engine.run(lambda: self._cache.device(self._threads, refresh=refresh))
@@ -26,9 +34,25 @@ class Measurer:
     async def blocks(
         self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, refresh: bool = False
     ) -> BlockTimes:
-        return await self._engine.run(
+        """What a stage costs beside its blocks includes the way from the event loop to the engine thread and back."""
+        times = await self._engine.run(
             lambda: self._cache.blocks(config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh)
         )
+        extra_s = await self._hand_over()
+        decode, prefill = (replace(t, overhead_s=t.overhead_s + extra_s) for t in (times.decode, times.prefill))
+        return BlockTimes(decode, prefill, times.chunk_tokens)
 
     async def head(self, config: ModelConfig, fmt: WeightFormat, *, refresh: bool = False) -> HeadTime:
         return await self._engine.run(lambda: self._cache.head(config, fmt, threads=self._threads, refresh=refresh))
+
+    async def _hand_over(self) -> float:
+        """Seconds from the event loop to the engine thread and back, measured once."""
+        if self._hand_over_s is None:
+            times = []
+            for _ in range(HAND_OVERS):
+                await asyncio.sleep(HAND_OVER_PAUSE_S)
+                started_s = time.perf_counter()
+                await self._engine.run(int)
+                times.append(time.perf_counter() - started_s)
+            self._hand_over_s = median(times)
+        return self._hand_over_s

@@ -114,6 +114,8 @@ async def open_house(
         results = await asyncio.gather(*(_greet(stack, house, member) for member in members))
         for member, result in zip(members, results, strict=True):
             if isinstance(result, MdiError):
+                if PeerAddress(member.addresses[0], member.port) in named[: len(peers)]:
+                    raise result
                 house.problems.append(_row(member, None, str(result)))
             elif member.node_id == house.node_id:
                 house.own = result

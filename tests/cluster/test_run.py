@@ -10,7 +10,7 @@ import pytest
 
 from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
-from mdi.errors import ClusterError, LinkError, NoRoom, PromptTooLong, UserError, WrongCluster
+from mdi.errors import ClusterError, LinkError, NoRoom, PromptTooLong, UserError, WrongCluster, WrongVersion
 from mdi.model.quantise import Quant
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request, StarterOptions
 from mdi.pipeline.starter import Starter, draw_plan, open_starter
@@ -148,6 +148,13 @@ async def test_a_node_of_another_cluster_is_named_as_such(house: House, model: P
     stranger = house.start("stranger", key=ClusterKey.generate())
     with pytest.raises(WrongCluster, match="another cluster key"):
         await draw_plan(options(model, stranger), house.home("starter"), lambda _: None)
+
+
+async def test_a_node_of_another_version_is_named_with_both_versions(house: House, model: Path) -> None:
+    newer = house.start("newer", before="import mdi.wire\nmdi.wire.PROTOCOL = 99")
+    with pytest.raises(WrongVersion, match=r"newer \(127.0.0.1\) speaks protocol 99") as error:
+        await draw_plan(options(model, newer), house.home("starter"), lambda _: None)
+    assert "same version" in (error.value.hint or "")
 
 
 async def test_a_peer_where_nothing_listens_is_named(house: House, model: Path) -> None:
