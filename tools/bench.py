@@ -32,7 +32,7 @@ from mdi.errors import ClusterError, MdiError
 from mdi.model.checkpoint import read_config
 from mdi.model.packed import packed_bytes
 from mdi.model.quantise import WeightFormat
-from tools.llama_cpp import LlamaCpp, available_cores, peak_rss_bytes, rpc_workers
+from tools.llama_cpp import LlamaCpp, available_cores, peak_rss_bytes, reset_peak_rss, rpc_workers
 from tools.make_checkpoint import exit_with_error, make_checkpoint
 from tools.make_gguf import make_gguf
 from tools.shapes import SHAPES, named_shape
@@ -208,9 +208,11 @@ class Bench:
             peer = f"127.0.0.1:{PORTS + 1}"
             common = {"threads": 1, "cores": str(first), "block": args.blocks[-1]}
             alone = stack.enter_context(MdiProcess(self.home("alone"), self.model, **common))
-            ring = stack.enter_context(
-                MdiProcess(a, self.model, split=f"{n_blocks - half},{half}", peer=[peer], slots=2, **common)
-            )
+            over_two = {"split": f"{n_blocks - half},{half}", "peer": [peer], "slots": 2, **common}
+            with MdiProcess(a, self.model, **over_two):
+                pass  # measuring the nodes takes memory, once; what a stage takes is asked for here
+            reset_peak_rss(pid)
+            ring = stack.enter_context(MdiProcess(a, self.model, **over_two))
             workers = stack.enter_context(
                 MdiProcess(
                     self.home("third"),
@@ -244,18 +246,19 @@ class Bench:
                 stack.enter_context(node(home, PORTS + i, str(cores[i % len(cores)]), threads=1))
                 for i, home in enumerate(homes)
             ]
-            starter = stack.enter_context(
-                MdiProcess(
-                    homes[0],
-                    self.model,
-                    threads=1,
-                    cores=str(cores[0]),
-                    block=args.blocks[-1],
-                    peer=[f"127.0.0.1:{PORTS + i}" for i in range(1, len(HOUSE))],
-                    min_nodes=len(HOUSE),
-                    objective="throughput",  # among equal nodes every split is as fast; this one gives each a fair share
-                )
-            )
+            over_all = {
+                "threads": 1,
+                "cores": str(cores[0]),
+                "block": args.blocks[-1],
+                "peer": [f"127.0.0.1:{PORTS + i}" for i in range(1, len(HOUSE))],
+                "min_nodes": len(HOUSE),
+                "objective": "throughput",  # among equal nodes every split is as fast; this one gives each a fair share
+            }
+            with MdiProcess(homes[0], self.model, **over_all):
+                pass  # as in `pair`
+            for pid in pids:
+                reset_peak_rss(pid)
+            starter = stack.enter_context(MdiProcess(homes[0], self.model, **over_all))
             contender = Contender("mdi, three nodes", starter.measure)
             compete([contender], args.rounds, args.prompt, args.new)
             self._report("three nodes, one thread each", [contender], contender)
@@ -317,6 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the nodes' gRPC core would write of every certificate that is looked at
     try:
         with tempfile.TemporaryDirectory(prefix="mdi-bench-") as scratch:
             bench = Bench(args, Path(scratch))

@@ -28,6 +28,8 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(packs_directory))
+    # Threads that spin after a run would take the cores from the head's session, the event loop and the network.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Prepacked weights outside the arena: it would round each allocation up to a power of two.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:

@@ -38,6 +38,11 @@ class EngineThread:
         self._jobs.put((loop, future, function, arguments))
         return await future
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether functions wait for their turn; a long one looks, and ends early."""
+        return not self._jobs.empty()
+
     def close(self) -> None:
         """Ends the thread after what is queued."""
         self._jobs.put(None)
