@@ -205,7 +205,7 @@ class Bench:
             a, b = self.home("a"), self.home("b")
             stack.enter_context(node(a, PORTS, str(first)))
             pid = stack.enter_context(node(b, PORTS + 1, str(second)))
-            peer = f"127.0.0.1:{PORTS + 1}"
+            idle, peer = peak_rss_bytes(pid), f"127.0.0.1:{PORTS + 1}"
             common = {"threads": 1, "cores": str(first), "block": args.blocks[-1]}
             alone = stack.enter_context(MdiProcess(self.home("alone"), self.model, **common))
             over_two = {"split": f"{n_blocks - half},{half}", "peer": [peer], "slots": 2, **common}
@@ -235,7 +235,7 @@ class Bench:
             compete(contenders, args.rounds, args.prompt, args.new)
             self._report("two nodes, one thread each", contenders, contenders[0])
             self._report_prediction(ring, contenders[1])
-            self._report_memory("the second node", pid, half, slots=2)
+            self._report_memory("the second node", pid, half, idle, slots=2)
 
     def house(self) -> None:
         """(c): three daemons; the starter belongs to the first, and the planner decides who holds what."""
@@ -246,6 +246,7 @@ class Bench:
                 stack.enter_context(node(home, PORTS + i, str(cores[i % len(cores)]), threads=1))
                 for i, home in enumerate(homes)
             ]
+            idle = peak_rss_bytes(pids[-1])
             over_all = {
                 "threads": 1,
                 "cores": str(cores[0]),
@@ -265,7 +266,7 @@ class Bench:
             self._report_prediction(starter, contender)
             stages = starter.facts["plan"]["stages"]
             for stage, pid in zip(stages[1:], (pids[HOUSE.index(stage["name"])] for stage in stages[1:]), strict=True):
-                self._report_memory(stage["name"], pid, stage["stop"] - stage["start"], slots=1)
+                self._report_memory(stage["name"], pid, stage["stop"] - stage["start"], idle, slots=1)
             resident = sum(peak_rss_bytes(pid) for pid in pids) + starter.peak_rss_bytes
             self._tell("peak resident memory of all", f"{resident / 2**30:.2f} GiB", resident)
 
@@ -277,14 +278,15 @@ class Bench:
             f"{measured.name}, blocks {split}: predicted / measured", f"{predicted:.2f} / {found:.2f} = {ratio:.3f}", ratio
         )
 
-    def _report_memory(self, name: str, pid: int, n_blocks: int, *, slots: int) -> None:
-        """Of a worker: what it takes at most beside the weights and the KV that this benchmark writes."""
+    def _report_memory(self, name: str, pid: int, n_blocks: int, idle: int, *, slots: int) -> None:
+        """Of a worker: what its stage takes at most, beside the weights and the KV that this benchmark writes."""
         config, args = read_config(self.model), self._args
         weights = n_blocks * packed_bytes(config, WeightFormat(4, args.blocks[-1]))[0]
         kv = StageShape(slots, args.prompt + args.new, 1).kv_bytes(config, n_blocks)
         peak = peak_rss_bytes(pid)
-        shown = f"{peak >> 20} MiB / ({weights >> 20} + {kv >> 20} MiB) = {peak / (weights + kv):.3f}"
-        self._tell(f"{name}, {n_blocks} blocks: peak resident / (weights + KV)", shown, peak / (weights + kv))
+        ratio = (peak - idle) / (weights + kv)
+        shown = f"({peak >> 20} - {idle >> 20} MiB of an idle node) / ({weights >> 20} + {kv >> 20} MiB) = {ratio:.3f}"
+        self._tell(f"{name}, {n_blocks} blocks: peak resident / (weights + KV)", shown, ratio)
 
     def _tell(self, what: str, shown: str, value: float) -> None:
         self.results[what] = value
