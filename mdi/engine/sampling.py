@@ -111,7 +111,7 @@ def sample(
         )
     if params.temperature == 0.0:
         return best
-    ids, weights = _candidates(adjusted, params, float(adjusted[best]))
+    ids, weights = candidates(adjusted, params, float(adjusted[best]))
     # One independent generator per token: counter-based, so nothing has to be remembered between tokens.
     uniform = np.random.Generator(np.random.Philox(key=params.seed, counter=index)).random()
     # Drawn in the order of ids, not of ranks: where rounding swaps two tokens of almost equal logits, a boundary moves by that
@@ -132,7 +132,7 @@ def _place(weights: NDArray[np.float32], uniform: float) -> int:
     return block * BLOCK + int(np.searchsorted(inside, point, side="right"))
 
 
-def _candidates(
+def candidates(
     logits: NDArray[np.float32], params: SamplingParams, best: float
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.float32]]:
     """Ids of the tokens that may be drawn, ascending (None: all), and their probabilities as parts of the likeliest one's."""
