@@ -7,6 +7,7 @@ built before the first token. It sees tokens as bytes, whatever kind of tokenize
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdi.engine.logits import Allowed
-from mdi.errors import UserError
+from mdi.errors import ModelError, UserError
 from mdi.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,19 +24,24 @@ if TYPE_CHECKING:
 
 MAX_SOURCE_CHARS = 1 << 20  # of a schema or expression; the compiler bounds its own work beside that
 MAX_ERROR_CHARS = 200
-# JSON allows any white space between tokens, and small models love to write it for ever. This is enough for indented JSON.
-JSON_SPACE = r"[ \n\t]{0,24}"
-ANY_JSON = "{}"  # the schema that everything obeys
+# JSON allows any white space between tokens, and small models love to write it for ever. These are the usual ways: none, one space,
+# a new line and its indentation.
+JSON_SPACE = r"(?: |\n[ \t]{0,16})?"
+APART = "\x02"  # a control character: SentencePiece has it as a byte of its own
 
 
 class Language(StrEnum):
-    JSON_SCHEMA = "json schema"
+    JSON_SCHEMA = "JSON schema"
     REGEX = "regex"
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the text of an answer must match, from its first character to its last. A regex is that of Rust's regex crate."""
+    """What the text of an answer must match, from its first character to its last. A regex is that of Rust's regex crate,
+    with \\d the ten digits.
+
+    Raises UserError for a schema or an expression that cannot be used, or asks for what llguidance does not know.
+    """
 
     language: Language
     source: str
@@ -47,19 +53,28 @@ class Constraint:
             try:
                 schema = json.loads(self.source)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"the JSON schema is not JSON: {error}", hint="give a schema such as {} for any JSON") from None
+                raise UserError(
+                    f"the JSON schema is not JSON ({error})", hint="give a schema such as {} for any JSON"
+                ) from None
             if not isinstance(schema, dict):
                 raise UserError("a JSON schema is an object", hint="{} is the schema of any JSON")
-
         elif not self.source or (len(self.source) - len(self.source.rstrip("\\"))) % 2:
-            raise UserError(f"{self.source!r} is not a regular expression", hint="give one such as [a-z]+")
+            raise UserError(f"{self.source[:40]!r} is not a regular expression", hint="give one such as [a-z]+")
+        self._check(self.grammar(after_space=False))
+
+    def _check(self, grammar: str) -> None:
+        from llguidance import LLMatcher
+
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+        if is_error:
+            raise UserError(f"the {self.language} cannot be used: {_essence(messages)}")
 
     def grammar(self, *, after_space: bool) -> str:
         """In llguidance's dialect of Lark. `after_space`: the text comes after one space that is not part of it."""
         from llguidance import regex_to_lark
 
         if self.language is Language.REGEX:
-            body = f"/{regex_to_lark(self.source)}/"
+            body = f"/{regex_to_lark(self.source, 'd')}/"
         else:
             body = "%json " + json.dumps({"x-guidance": {"whitespace_pattern": JSON_SPACE}} | json.loads(self.source))
         space = '" " ' if after_space else ""
@@ -77,7 +92,7 @@ class Guides:
     def compile(self, constraint: Constraint, *, stop_ids: frozenset[int], continues: bool = False) -> Guide:
         """A guide for one answer, which any of `stop_ids` may end where the constraint is satisfied.
 
-        With `continues` the text goes on a prompt's own. Raises UserError when the schema or the expression cannot be used.
+        With `continues` the text goes on a prompt's own.
         """
         from llguidance import LLMatcher
 
@@ -85,9 +100,6 @@ class Guides:
         if tokens is None:
             tokens = self._compiled[stop_ids] = self._read_vocabulary(stop_ids)
         grammar = constraint.grammar(after_space=self._tokenizer.token_bytes.strips_space and not continues)
-        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, tokens)
-        if is_error:
-            raise UserError(f"the {constraint.language} cannot be used: {_essence(messages)}")
         return Guide(LLMatcher(tokens, grammar, log_level=0), self._vocab_size, str(constraint.language))
 
     def _read_vocabulary(self, stop_ids: frozenset[int]) -> LLTokenizer:
@@ -103,15 +115,44 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> None:
         self._encode = tokenizer.encode
+        self._strips_space = tokenizer.token_bytes.strips_space
         texts = [tokenizer.token_bytes[token] for token in range(vocab_size)] + [b""]
         # A control token is no text. The byte 0xFF, which no UTF-8 has, keeps it apart from those that spell its name.
         self.tokens = [text or b"\xff[%d]" % token for token, text in enumerate(texts)]
         self.special_token_ids = [token for token, text in enumerate(texts) if not text]
         self.eos_token_id = stop_ids[0]
         self.bos_token_id = None
+        self._ids = {text: token for token, text in reversed(list(enumerate(texts))) if text}
+        self._longest_bytes = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode(errors="replace"))
+        """Ids whose bytes are exactly `text`: as the tokenizer writes it inside a text, or where it cannot, the longest tokens first."""
+        data = text.encode() if isinstance(text, str) else text
+        try:
+            ids = self._canonical(data.decode(errors="replace"))
+            if b"".join([self.tokens[token] for token in ids]) == data:
+                return ids
+        except (ModelError, IndexError):
+            pass  # it writes the text with a token that the model does not have
+        return self._longest(data)
+
+    def _canonical(self, text: str) -> list[int]:
+        """Many tokenizers put a space before a text: behind a character that joins with none, there is no such beginning."""
+        if not self._strips_space:
+            return self._encode(text)
+        ids = self._encode(APART + text)
+        marks = [i for i, token in enumerate(ids) if self.tokens[token] == APART.encode()]
+        return ids[marks[0] + 1 :] if marks else []
+
+    def _longest(self, data: bytes) -> list[int]:
+        ids = []
+        while data:
+            n = next((n for n in range(min(len(data), self._longest_bytes), 0, -1) if data[:n] in self._ids), 0)
+            if not n:
+                break  # no token has this byte: llguidance takes the rest for impossible
+            ids.append(self._ids[data[:n]])
+            data = data[n:]
+        return ids
 
 
 class Guide:
@@ -164,7 +205,7 @@ class Guide:
 
 
 def _essence(messages: Collection[str]) -> str:
-    """The compiler's first sentence, without the place in our grammar where it was said."""
-    text = next(iter(messages), "no reason given").split("\n   1 |")[0].split("<state>")[0]
-    text = " ".join(text.split())
+    """What the compiler complains of, without the place in our grammar where it was."""
+    text = next(iter(messages), "no reason given").split("\n   1 |")[0].split("<state>")[0].split("<backtrace>")[0]
+    text = " ".join(re.sub(r"^at \d+\(\d+\): ", "", text).rpartition("error: ")[2].split())
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
