@@ -175,7 +175,7 @@ class Guide:
         self._check()
         allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
         if not allowed.any():
-            raise UserError(f"the model has no token that goes on as the {self._language} asks")
+            raise UserError(f"the answer cannot go on as the {self._language} asks: the model has no token for it")
         return allowed
 
     def is_complete(self, answer: Sequence[int]) -> bool:
@@ -201,7 +201,7 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise UserError(f"the {self._language} cannot be followed further: {_essence([self._matcher.get_error()])}")
+            raise UserError(f"the answer cannot go on as the {self._language} asks: {_essence([self._matcher.get_error()])}")
 
 
 def _essence(messages: Collection[str]) -> str:

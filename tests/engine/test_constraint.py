@@ -162,5 +162,5 @@ def test_a_model_without_the_tokens_says_so(tmp_path: Path) -> None:
     n_tokens = 3 + ord("b")  # <unk>, <s>, </s> and the bytes up to the letter a
     guide = Guides(tokenizer, n_tokens).compile(Constraint(Language.REGEX, "(ab|aab)"), stop_ids=frozenset(), continues=True)
     assert np.flatnonzero(guide.allowed([])).tolist() == [n_tokens - 1]
-    with pytest.raises(UserError, match="no token"):
+    with pytest.raises(UserError, match="cannot go on as the regex asks"):
         guide.allowed([n_tokens - 1] * 2)
