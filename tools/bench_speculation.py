@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +122,10 @@ def main(argv: list[str] | None = None) -> int:
     args.directory.mkdir(parents=True, exist_ok=True)
     table = Table("task", "tokens", "without tok/s", "with tok/s", "ratio", "right guesses", "same")
     try:
-        with tempfile.TemporaryDirectory(prefix="mdi-bench-") as scratch:
-            home = Home(Path(scratch) / "home").create()
-            tasks = asyncio.run(built_in(args, home))
-            for name in args.shape:
-                tasks += asyncio.run(recited(args, home, name)) + asyncio.run(unquoted(args, home, name))
+        home = Home(args.directory / "speculation-home").create()  # kept: it holds the converted weights
+        tasks = asyncio.run(built_in(args, home))
+        for name in args.shape:
+            tasks += asyncio.run(recited(args, home, name)) + asyncio.run(unquoted(args, home, name))
     except MdiError as error:
         return exit_with_error(error)
     for task in tasks:
