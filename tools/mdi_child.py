@@ -61,7 +61,7 @@ def _prompt(starter: Starter, rng: random.Random, n_tokens: int) -> tuple[int, .
 
 
 async def _answer(starter: Starter, prompt: tuple[int, ...], new_tokens: int) -> Answer:
-    async for event in starter.generate(Request(prompt, max_tokens=new_tokens, ignore_eos=True)):
+    async for event in starter.generate(Request(prompt, max_tokens=new_tokens, ignore_eos=True, speculate=False)):
         if isinstance(event, Answer):
             return event
     raise AssertionError("an answer ended without an Answer")

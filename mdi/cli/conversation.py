@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mdi.engine.constraint import Constraint
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import InternalError, UserError
 from mdi.model.chat import Message
@@ -21,7 +22,10 @@ SEED_BITS = 32  # every JSON reader keeps it exactly
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template."""
+    """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template.
+
+    `constraint`: what the text of each answer must match. `speculate`: guess tokens while it pays; it changes no answer.
+    """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
@@ -29,6 +33,8 @@ class Wishes:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     raw: bool = False
+    constraint: Constraint | None = None
+    speculate: bool = True
 
     def drawn(self) -> SamplingParams:
         """The settings of one answer, with its seed."""
@@ -88,7 +94,16 @@ class Conversation:
         ids = model.tokenizer.encode_prompt(text) if self.wishes.raw else model.encode_chat([*self.messages, question])
         self.params = self.wishes.drawn()
         wishes = self.wishes
-        request = Request(tuple(ids), self.params, wishes.max_tokens, wishes.stop, wishes.ignore_eos, continues=wishes.raw)
+        request = Request(
+            tuple(ids),
+            self.params,
+            wishes.max_tokens,
+            wishes.stop,
+            wishes.ignore_eos,
+            continues=wishes.raw,
+            constraint=wishes.constraint,
+            speculate=wishes.speculate,
+        )
         answer = None
         async with aclosing(self.starter.generate(request)) as events:
             async for event in events:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
+from mdi.engine.constraint import Guide
 from mdi.engine.sampling import SamplingParams
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
@@ -76,10 +77,21 @@ class Drive:
         for token in turn.tokens:
             if (inbox := self._inboxes.get(token.sequence)) is not None:
                 inbox.put_nowait(token)
+        for sequence, error in turn.failures:
+            if (inbox := self._inboxes.get(sequence)) is not None:
+                inbox.put_nowait(error)
 
     @asynccontextmanager
     async def running(
-        self, inbox: Inbox, prompt: Sequence[int], params: SamplingParams, *, max_new: int | None, stop_ids: frozenset[int]
+        self,
+        inbox: Inbox,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        max_new: int | None,
+        stop_ids: frozenset[int],
+        speculate: bool = False,
+        guide: Guide | None = None,
     ) -> AsyncIterator[Running]:
         """A sequence on its way: its tokens come in the inbox, or the error that ended everything.
 
@@ -87,7 +99,9 @@ class Drive:
         """
 
         def admit() -> Running:
-            running = self._scheduler.admit(prompt, params, max_new=max_new, stop_ids=stop_ids)
+            running = self._scheduler.admit(
+                prompt, params, max_new=max_new, stop_ids=stop_ids, speculate=speculate, guide=guide
+            )
             self._inboxes[running] = inbox  # in the same job: the next step may already compute its first token
             return running
 

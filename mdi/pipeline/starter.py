@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mdi.cluster.home import Home
+from mdi.engine.constraint import Guides
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
@@ -64,13 +65,18 @@ class Starter:
         self._drive = drive
         self._deployment = deployment
         self._inboxes: list[Inbox] = []
+        self._guides = Guides(model.tokenizer, model.config.vocab_size)
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
-        """Pieces of text as they come, then one Answer. Raises PromptTooLong before anything runs, ClusterError when a node fails."""
+        """Pieces of text as they come, then one Answer.
+
+        Raises UserError and PromptTooLong before anything runs, ClusterError when a node fails.
+        """
+        request.params.check_vocabulary(self.model.config.vocab_size)
         inbox = new_inbox()
         self._inboxes.append(inbox)
         try:
-            async with aclosing(answer(self._drive, self.model.tokenizer, request, inbox)) as events:
+            async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
                 async for event in events:
                     yield event
         finally:
