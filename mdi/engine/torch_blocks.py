@@ -121,7 +121,7 @@ def after_attention(x: Tensor, attended: Tensor, block: BlockWeights, shape: Blo
     """
     x = x + linear(attended.float(), block.o, shape.dtype, expand)
     gate_up = linear(rms_norm(x, block.ffn_norm, shape.norm_eps), block.gate_up, shape.dtype, expand)
-    gate, up = gate_up.split(shape.d_ffn, dim=-1)
+    gate, up = gate_up[:, : shape.d_ffn], gate_up[:, shape.d_ffn :]
     return x + linear(functional.silu(gate) * up, block.down, shape.dtype, expand)
 
 

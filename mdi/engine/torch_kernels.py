@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ FUSED_ROWS = 8
 COMPILED_VARIANTS = 256
 # Compiled and plain kernels must agree so far over a whole stage: rounding to bfloat16 leaves 0.9999, a wrong kernel nothing.
 LEAST_COSINE = 0.999
+REASON_LINES = 3  # of a compiler's message: torch names itself in the first, and what failed in those below
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,10 @@ class Kernels:
 EAGER = Kernels(None, Functions(linear, before_attention, after_attention, dequantise))
 
 
+@cache
 def compiled_kernels(backend: str = "inductor") -> Kernels:
     """Compiles at the first call with each shape, not here."""
-    config: Any = torch._dynamo.config  # type: ignore[attr-defined]
+    config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, COMPILED_VARIANTS)
     # Tuning by coordinate descent also turns products of one row into reductions, which fuse with what is around them (gpt-fast
     # takes the same switch for its decode step).
@@ -77,7 +80,7 @@ def difference(compiled: Callable[[], Tensor], plain: Callable[[], Tensor]) -> s
     try:
         found = compiled()
     except Exception as error:  # compilers fail in every way: a missing gcc, an unknown GPU, bugs of their own
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        return f"{type(error).__name__}: {reason}"
+        lines = str(error).split("\n")[:REASON_LINES]
+        return " ".join([type(error).__name__, *(line.strip() for line in lines if line.strip())])
     cosine = cosine_similarity(found.flatten(), plain().flatten(), dim=0).item()
     return None if cosine >= LEAST_COSINE else f"they compute something else on this device (cosine {cosine:.4f})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -122,7 +123,7 @@ class TorchStage:
             return kernels
         for rows in sorted({row_class(n, self.n_slots) for n in range(1, min(FUSED_ROWS, self.n_slots) + 1)}):
             x = torch.randn((rows, self.d_model), generator=torch.Generator().manual_seed(rows)).to(self.device)
-            problem = difference(lambda x=x: self._added(x, few), lambda x=x: self._added(x, EAGER.many))
+            problem = difference(partial(self._added, x, few), partial(self._added, x, EAGER.many))
             if problem is not None:
                 _log.warning("computing without compiled kernels, which is slower: %s", problem)
                 return EAGER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdi.engine.backend import Backend
 from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
@@ -15,8 +16,8 @@ from mdi.profile.device import DeviceProfile
 class Measurer:
     """Asks the profile cache, in the thread that computes: a measurement beside a running step would measure neither."""
 
-    def __init__(self, directory: Path, engine: EngineThread, threads: int) -> None:
-        self._cache = ProfileCache(directory)
+    def __init__(self, directory: Path, engine: EngineThread, threads: int, backend: Backend) -> None:
+        self._cache = ProfileCache(directory, backend=backend)
         self._engine = engine
         self._threads = threads
 

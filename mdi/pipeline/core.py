@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi.engine.onnx_engine import Head
-from mdi.engine.protocol import Engine
+from mdi.engine.protocol import Engine, Head
 from mdi.engine.sampling import sample
 from mdi.errors import FrameError, InternalError
 from mdi.model.packed import Embedding
