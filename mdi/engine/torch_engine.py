@@ -64,6 +64,11 @@ class TorchEngine:
         return self._stage.kv_bytes
 
     @property
+    def capacity(self) -> int:
+        """Tokens that `kv_bytes` hold, of all slots together."""
+        return self._stage.capacity * self._shape.n_slots
+
+    @property
     def compiled(self) -> bool:
         """Whether decode steps run compiled kernels; on accelerators False means that compiling failed."""
         return self._stage.compiled
