@@ -33,7 +33,8 @@ class DecodeSteps:
         self._hidden = torch.zeros(size, device=stage.device)
         self._out = torch.zeros(size, device=stage.device)
         self._positions = torch.zeros(stage.n_slots, dtype=torch.int64, device=stage.device)
-        # Copies between the device and pinned memory need no copy of their own on the host, and may be queued.
+        # Copies between a CUDA device and pinned memory need no copy of their own on the host, and may be queued.
+        self._queued = on_cuda
         self._host_hidden = torch.zeros(size, pin_memory=on_cuda)
         self._host_out = torch.zeros(size, pin_memory=on_cuda)
         self._host_positions = torch.zeros(stage.n_slots, dtype=torch.int64, pin_memory=on_cuda)
@@ -48,8 +49,8 @@ class DecodeSteps:
         at = layout.unpad + (layout.first_slot - first)  # [T]: each token's row
         self._fill(rows, at, layout.last_position[layout.unpad], hidden)
         self._launch((first, rows, self._stage.length_class(int(layout.total))))
-        self._host_out[:rows].copy_(self._out[:rows], non_blocking=True)
-        if self._graphs is not None:
+        self._host_out[:rows].copy_(self._out[:rows], non_blocking=self._queued)
+        if self._queued:
             torch.cuda.current_stream(self._stage.device).synchronize()
         return self._host_out.numpy()[at]
 
@@ -60,8 +61,8 @@ class DecodeSteps:
             host_positions[:rows] = self._stage.idle_position
         host_hidden[at] = hidden
         host_positions[at] = positions
-        self._hidden[:rows].copy_(self._host_hidden[:rows], non_blocking=True)
-        self._positions[:rows].copy_(self._host_positions[:rows], non_blocking=True)
+        self._hidden[:rows].copy_(self._host_hidden[:rows], non_blocking=self._queued)
+        self._positions[:rows].copy_(self._host_positions[:rows], non_blocking=self._queued)
 
     def _launch(self, kind: _Kind) -> None:
         if self._graphs is None:

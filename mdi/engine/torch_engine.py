@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -152,8 +153,9 @@ class TorchHead:
         if few is None or not any(isinstance(part, CodedPart) for part in self._linear):
             return EAGER
         x = torch.randn((1, d_model), generator=torch.Generator().manual_seed(0)).to(self._device)
-        problem = difference(lambda: self._product(x, few), lambda: self._product(x, EAGER.many))
-        if problem is not None:
-            _log.warning("computing the head without compiled kernels, which is slower: %s", problem)
-            return EAGER
+        for functions in (few, kernels.many):
+            problem = difference(partial(self._product, x, functions), partial(self._product, x, EAGER.many))
+            if problem is not None:
+                _log.warning("computing the head without compiled kernels, which is slower: %s", problem)
+                return EAGER
         return kernels

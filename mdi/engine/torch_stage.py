@@ -121,9 +121,10 @@ class TorchStage:
         few = kernels.few
         if few is None:
             return kernels
-        for rows in sorted({row_class(n, self.n_slots) for n in range(1, min(FUSED_ROWS, self.n_slots) + 1)}):
+        counts = sorted({row_class(n, self.n_slots) for n in range(1, min(FUSED_ROWS, self.n_slots) + 1)})
+        for rows, functions in (*((count, few) for count in counts), (1, kernels.many)):
             x = torch.randn((rows, self.d_model), generator=torch.Generator().manual_seed(rows)).to(self.device)
-            problem = difference(partial(self._added, x, few), partial(self._added, x, EAGER.many))
+            problem = difference(partial(self._added, x, functions), partial(self._added, x, EAGER.many))
             if problem is not None:
                 _log.warning("computing without compiled kernels, which is slower: %s", problem)
                 return EAGER

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +92,32 @@ def test_kernels_that_compute_something_else_are_not_used(packs, caplog: pytest.
         stages = TorchStages(*packs, (3,), kernels=Kernels(few, EAGER.many))
     assert not stages.engines[0].compiled
     assert "something else" in caplog.text
+
+
+def test_a_dequantising_kernel_is_compared_too(packs, caplog: pytest.LogCaptureFixture) -> None:
+    def turned_over(part: CodedPart, dtype: torch.dtype) -> Tensor:
+        return dequantise(part, dtype).flip(0)
+
+    packed, _ = packs
+    with caplog.at_level(logging.WARNING):
+        stages = TorchStages(*packs, (3,), kernels=Kernels(EAGER.many, replace(EAGER.many, expand=turned_over)))
+    assert stages.engines[0].compiled != packed.fmt.quantised
+    assert ("something else" in caplog.text) == packed.fmt.quantised
+
+
+def test_a_dropped_engine_is_freed_at_once(packs) -> None:
+    """Without waiting for the garbage collector: the next stage may need the memory."""
+    stages = TorchStages(*packs, (3,))
+    logits_of_one = stages.logits([Row(0, 0, 3, 0)], ids()[:3])
+    gc.collect()
+    gc.disable()
+    try:
+        left = weakref.ref(stages.engines[0]._stage)
+        del stages
+        assert left() is None
+    finally:
+        gc.enable()
+    assert np.isfinite(logits_of_one).all()
 
 
 def test_few_rows_take_the_compiled_kernels_and_many_the_plain_ones(packs) -> None:
