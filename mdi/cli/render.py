@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
 
-HEADINGS = ("node", "address", "threads", "in use", "offers", "up", "holds")
+HEADINGS = ("node", "address", "computes on", "in use", "offers", "up", "holds")
 STEP_HEADINGS = ("node", "blocks", "steps computed")
 
 
@@ -53,7 +53,7 @@ def _node_cells(row: NodeRow) -> tuple[str, ...]:
     return (
         row.name + (" (this device)" if row.source == "self" else ""),
         row.address,
-        str(row.threads),
+        row.accelerator or counted(row.threads or 0, "thread"),
         binary_bytes(row.memory_used_bytes or 0),
         f"{binary_bytes(row.memory_offered_bytes or 0)} of {binary_bytes(row.memory_total_bytes or 0)}",
         duration(row.uptime_s or 0),

@@ -66,6 +66,7 @@ def run(
     no_discovery: given.NoDiscovery = False,
     wait: given.Wait = None,
     threads: given.Threads = None,
+    device: given.Device = None,
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
     as_json: given.Json = False,
@@ -80,7 +81,7 @@ def run(
 
     starting = starter_options(
         model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
-        discovery=not no_discovery, wait=wait, threads=threads, max_memory=max_memory, refresh=refresh,
+        discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     if temperature is None:
         temperature = 0.0 if model == BUILT_IN_MODEL else TEMPERATURE

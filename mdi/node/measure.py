@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+from mdi.engine.backend import Backend
 from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
@@ -27,8 +28,8 @@ HAND_OVER_PAUSE_S = 0.005  # both threads sleep between the steps of real decodi
 class Measurer:
     """Asks the profile cache, in the thread that computes: a measurement beside a running step would measure neither."""
 
-    def __init__(self, directory: Path, engine: EngineThread, threads: int) -> None:
-        self._cache = ProfileCache(directory)
+    def __init__(self, directory: Path, engine: EngineThread, threads: int, backend: Backend) -> None:
+        self._cache = ProfileCache(directory, backend=backend)
         self._engine = engine
         self._threads = threads
         self._hand_over_s: float | None = None

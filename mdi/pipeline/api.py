@@ -19,7 +19,10 @@ DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleepin
 
 @dataclass(frozen=True, slots=True)
 class StarterOptions:
-    """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand."""
+    """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand.
+
+    `device` None takes what this home's own daemon computes on, or else the best there is.
+    """
 
     model: str = "demo"
     quant: Quant = Quant.INT4
@@ -33,6 +36,7 @@ class StarterOptions:
     discovery: bool = True
     wait_s: float = DEFAULT_WAIT_S
     threads: int | None = None
+    device: str | None = None
     max_memory_bytes: int | None = None
     refresh_profiles: bool = False
 

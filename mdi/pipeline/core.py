@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.engine.logits import TokenLogprobs, logprobs
-from mdi.engine.onnx_engine import Head
-from mdi.engine.protocol import Engine
+from mdi.engine.protocol import Engine, Head
 from mdi.engine.sampling import sample
 from mdi.errors import FrameError, InternalError, UserError
 from mdi.model.packed import Embedding

@@ -50,6 +50,8 @@ class NodeRow:
     memory_offered_bytes: int | None = None
     memory_used_bytes: int | None = None
     uptime_s: float | None = None
+    device: str | None = None
+    accelerator: str | None = None
     stages: tuple[StageRow, ...] = ()
 
     @property
@@ -202,5 +204,7 @@ def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -
         info.memory_offered_bytes,
         info.memory_used_bytes,
         info.uptime_s,
+        info.device,
+        info.accelerator or None,
         tuple(StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id) for stage in info.stages),
     )

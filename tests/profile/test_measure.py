@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdi.engine.backend import choose_backend
 from mdi.engine.onnx_engine import OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.errors import InternalError, ModelError, NoRoom, UserError
@@ -31,6 +32,23 @@ def test_a_tiny_model_is_measured_and_leaves_nothing_behind(tiny: ModelConfig, f
     assert 0 < times.prefill.block_s < 10
     assert 0 < head.decode_s < 10
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("fmt", [INT4, FP32])
+def test_torch_is_measured_with_its_own_engine(tiny: ModelConfig, fmt: WeightFormat, scratch: Path) -> None:
+    backend = choose_backend("torch-cpu")
+    times = measure_blocks(tiny, fmt, threads=1, ctx=256, chunk_tokens=32, backend=backend, scratch=scratch)
+    head = measure_head(tiny, fmt, 1, backend=backend, scratch=scratch)
+    assert 0 < times.decode.seconds(1) < times.decode.seconds(3) < 10
+    assert 0 < times.prefill.block_s < 10
+    assert 0 < head.decode_s < 10
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_bounds_of_a_torch_device_are_measured() -> None:
+    profile = measure_device(1, backend=choose_backend("torch-cpu"))
+    assert 1e-4 < profile.tflops < 100
+    assert 1e7 < profile.read_bytes_per_s < 1e13
 
 
 def test_a_chunk_of_a_larger_model_costs_more_than_one_token(tiny: ModelConfig, scratch: Path) -> None:
