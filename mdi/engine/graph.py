@@ -21,12 +21,13 @@ from onnx import TensorProto, helper
 
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
-from mdi.model.packs import Pack, PackKind
+from mdi.model.linear import LinearPart
+from mdi.model.packs import Pack, PackedPart, PackKind
 
 CONTRIB = "com.microsoft"
 ONNX_OPSET = 21
 IR_VERSION = 10
-ONNX_TYPES = {"F32": TensorProto.FLOAT, "U8": TensorProto.UINT8}
+ONNX_TYPES = {"F32": TensorProto.FLOAT, "U8": TensorProto.UINT8, "I32": TensorProto.INT32}
 INT8_DOT = (
     4  # MatMulNBits `accuracy_level`: activations rounded to int8 per block. Level 0 is 4 to 170 times slower (facts/engine.md)
 )
@@ -41,6 +42,7 @@ class GraphBuilder:
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._sums: set[str] = set()
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -73,26 +75,48 @@ class GraphBuilder:
         return outputs[0]
 
     def linear(self, name: str, x: str, pack: Pack, tensor: str, k: int) -> str:
-        """x [T, k] times the pack's weight [N, k] transposed: [T, N]."""
-        if not pack.fmt.quantised:
-            weight = self.mapped(f"{name}.weight", pack, f"{tensor}.weight")
-            return self.node("Gemm", [x, weight], [name], transB=1)
-        codes = self.mapped(f"{name}.codes", pack, f"{tensor}.codes")
-        scales = self.mapped(f"{name}.scales", pack, f"{tensor}.scales")
-        n, blocks, _ = pack.tensors[f"{tensor}.codes"].shape
-        if blocks != -(-k // pack.fmt.block):
-            raise ModelError(f"pack {pack.path.name} has {blocks} blocks along {tensor}, not those of {k} columns")
-        return self.node(
+        """x [T, k] times the pack's weight [N, k] transposed: [T, N]. Parts of different forms are computed apart and laid side by side."""
+        parts = pack.linears.get(tensor, ())
+        if not parts or parts[0].part.columns != k:
+            raise ModelError(f"pack {pack.path.name} has no linear layer {tensor} of {k} columns")
+        if len(parts) == 1:
+            return self._part(name, x, pack, parts[0])
+        rows = [self._part(f"{name}.{i}", x, pack, each) for i, each in enumerate(parts)]
+        return self.node("Concat", rows, [name], axis=-1)
+
+    def _part(self, name: str, x: str, pack: Pack, each: PackedPart) -> str:
+        part = each.part
+        tensors = {kind: self.mapped(f"{name}.{kind}", pack, f"{each.prefix}.{kind}") for kind in part.tensors()}
+        if part.bits == 32:
+            return self.node("Gemm", [x, tensors["weight"]], [name], transB=1)
+        if part.order:
+            x = self.node("Gather", [x, tensors["order"]], [f"{name}.ordered"], axis=-1)
+        inputs = [x, tensors["codes"], tensors["scales"], *([tensors["zeros"]] if part.zeros else [])]
+        product = f"{name}.product" if part.correction else name
+        self.node(
             "MatMulNBits",
-            [x, codes, scales],
-            [name],
+            inputs,
+            [product],
             domain=CONTRIB,
-            K=k,
-            N=n,
-            bits=pack.fmt.bits,
-            block_size=pack.fmt.block,
+            K=part.columns,
+            N=part.rows,
+            bits=part.bits,
+            block_size=part.block,
             accuracy_level=INT8_DOT,
         )
+        if not part.correction:
+            return product
+        return self.node("Gemm", [self._block_sums(x, part), tensors["correction"], product], [name], transB=1)
+
+    def _block_sums(self, x: str, part: LinearPart) -> str:
+        """Sums of x [T, K] over blocks: [T, K / block]. Made once for all that read the same x."""
+        name = f"{x}.sums.{part.block}"
+        if name not in self._sums:
+            self._sums.add(name)
+            shape = self.constant(f"{name}.shape", np.array([-1, part.blocks, part.block], np.int64))
+            blocks = self.node("Reshape", [x, shape], [f"{name}.blocks"])
+            self.node("ReduceSum", [blocks, self.constant(f"{name}.axes", np.array([-1], np.int64))], [name], keepdims=0)
+        return name
 
     def model(self) -> bytes:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)

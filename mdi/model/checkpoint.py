@@ -15,7 +15,9 @@ from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.fields import Fields
+from mdi.model.linear import Linear
 from mdi.model.shards import AGAIN, DTYPES, Shard, StoredTensor
+from mdi.model.weights import StoredTable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +27,7 @@ COMPARE_BYTES = 1 << 20  # at a time, when two tensors are compared
 
 
 class Checkpoint:
-    """The weights of one model, checked against its config when opened, before anything is converted.
+    """The weights of one model (a `WeightSource`), checked against its config when opened, before anything is converted.
 
     Nothing is held but what the caller keeps, and views are memory-mapped. Tensors that the family does not name
     (such as `rotary_emb.inv_freq`) are ignored. Files must not change while it is open.
@@ -34,6 +36,7 @@ class Checkpoint:
     def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard]) -> None:
         self.directory = directory
         self.config = config
+        self.quantised = False
         self._shards = MappingProxyType(dict(shards))
         self._where = {name: shard for shard in shards.values() for name in shard.tensors}
         self.embedding, self.head = self._embedding_and_head()
@@ -63,6 +66,12 @@ class Checkpoint:
         """A read-only view of the stored values, and their type: "F32", "F16", or "BF16" as uint16 bits."""
         shard = self._where[name]
         return shard.raw(name), shard.tensors[name].dtype
+
+    def table(self, name: str) -> StoredTable:
+        return self.raw(name)
+
+    def linear(self, name: str) -> Linear:
+        return (self.tensor(name),)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
-from mdi.model.packs import Pack, PackKind, PackRef, linear_tensors, open_pack, write_pack
-from mdi.model.quantise import WeightFormat
+from mdi.model.linear import Linear, Part, Quantised, dequantise, fuse
+from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
+from mdi.model.quantise import WeightFormat, quantise
+from mdi.model.weights import WeightSource
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 Progress = Callable[[int, int], None]  # parts done, parts in all
 
@@ -71,17 +72,17 @@ class PackedModel:
         )
 
 
-def prepare(checkpoint: Checkpoint, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
-    """The checkpoint's packs: those made before if all are there, else made now.
+def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
+    """The model's packs: those made before if all are there, else made now.
 
     Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room; whatever happens, only whole packs remain.
     """
-    path = packs_directory / f"{checkpoint.fingerprint()}-int{fmt.bits}-{fmt.block}.json"
+    path = packs_directory / f"{source.fingerprint()}-int{fmt.bits}-{fmt.block}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
     packs_directory.mkdir(parents=True, exist_ok=True)
-    _check_room(checkpoint.config, fmt, packs_directory)
-    packed = _convert(checkpoint, fmt, packs_directory, progress or (lambda done, total: None))
+    _check_room(source.config, fmt, packs_directory)
+    packed = _convert(source, fmt, packs_directory, progress or (lambda done, total: None))
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(packed.to_json()))
     partial.replace(path)
@@ -104,36 +105,51 @@ def _has(packs_directory: Path, ref: PackRef) -> bool:
     return path.is_file() and path.stat().st_size == ref.n_bytes
 
 
-def _convert(checkpoint: Checkpoint, fmt: WeightFormat, directory: Path, progress: Progress) -> PackedModel:
-    config, total = checkpoint.config, checkpoint.config.n_blocks + 2
+def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, progress: Progress) -> PackedModel:
+    config, total = source.config, source.config.n_blocks + 2
     progress(0, total)
-    embedding, dtype = checkpoint.raw(checkpoint.embedding)
-    bf16 = frozenset({"embedding"} if dtype == "BF16" else ())
-    embedding_ref = write_pack(directory, PackKind.EMBEDDING, fmt, {"embedding": embedding}, bf16=bf16)
+    embedding_ref = _write_embedding(source, directory)
     progress(1, total)
     blocks = []
     for block in range(config.n_blocks):
-        blocks.append(write_pack(directory, PackKind.BLOCK, fmt, block_tensors(checkpoint, block, fmt)))
+        blocks.append(write_pack(directory, PackKind.BLOCK, block_tensors(source, block, fmt)))
         progress(block + 2, total)
-    head = {"norm": checkpoint.tensor(checkpoint.final_norm)} | linear_tensors("head", checkpoint.tensor(checkpoint.head), fmt)
-    head_ref = write_pack(directory, PackKind.HEAD, fmt, head)
+    norm, head = source.tensor(source.final_norm), fuse(linear_parts(source, source.head, fmt))
+    head_ref = write_pack(directory, PackKind.HEAD, {"norm": norm, "head": head})
     progress(total, total)
     return PackedModel(config, fmt, embedding_ref, head_ref, tuple(blocks))
 
 
-def block_tensors(checkpoint: Checkpoint, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any]]:
-    """One block's pack: queries, keys and values in one matrix, gate and up in another, so that each input is read once."""
-    names = checkpoint.block_tensors(block)
+def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
+    table = source.table(source.embedding)
+    if isinstance(table, Quantised):
+        return write_pack(directory, PackKind.EMBEDDING, {"embedding": (table,)})
+    values, dtype = table
+    bf16 = frozenset({"embedding"} if dtype == "BF16" else ())
+    return write_pack(directory, PackKind.EMBEDDING, {"embedding": values}, bf16=bf16)
 
-    def fused(name: str, *roles: Role) -> dict[str, NDArray[Any]]:
-        parts = [checkpoint.tensor(names[role]) for role in roles]
-        return linear_tensors(name, np.concatenate(parts) if len(parts) > 1 else parts[0], fmt)
+
+def linear_parts(source: WeightSource, name: str, fmt: WeightFormat) -> Linear:
+    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says."""
+
+    def as_asked(part: Part) -> Part:
+        return part if isinstance(part, Quantised) or not fmt.quantised else quantise(part, fmt)
+
+    return tuple(as_asked(part) for part in source.linear(name))
+
+
+def block_tensors(source: WeightSource, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any] | Linear]:
+    """One block's pack: queries, keys and values in one matrix, gate and up in another, so that each input is read once."""
+    names = source.block_tensors(block)
+
+    def fused(name: str, *roles: Role) -> dict[str, NDArray[Any] | Linear]:
+        return {name: fuse([part for role in roles for part in linear_parts(source, names[role], fmt)])}
 
     return {
-        "attn_norm": checkpoint.tensor(names[Role.INPUT_NORM]),
+        "attn_norm": source.tensor(names[Role.INPUT_NORM]),
         **fused("qkv", Role.Q, Role.K, Role.V),
         **fused("o", Role.O),
-        "ffn_norm": checkpoint.tensor(names[Role.POST_NORM]),
+        "ffn_norm": source.tensor(names[Role.POST_NORM]),
         **fused("gate_up", Role.GATE, Role.UP),
         **fused("down", Role.DOWN),
     }
@@ -163,15 +179,26 @@ class Embedding:
     def __init__(self, pack: Pack) -> None:
         if pack.kind is not PackKind.EMBEDDING:
             raise ModelError(f"pack {pack.path.name} is no embedding")
-        self._table = pack.read("embedding")
-        self._bf16 = pack.tensors["embedding"].dtype == "BF16"
+        self._codes = _single_part(pack) if "embedding" in pack.linears else None
+        if self._codes is None:
+            self._table = pack.read("embedding")
+            self._bf16 = pack.tensors["embedding"].dtype == "BF16"
 
     def rows(self, token_ids: list[int]) -> NDArray[np.float32]:
         """[T] token ids to [T, d_model]."""
+        if self._codes is not None:
+            return dequantise(self._codes.take(np.array(token_ids, np.int64)))
         rows = self._table[token_ids]
         if self._bf16:
             return (rows.astype(np.uint32) << 16).view(np.float32)
         return rows.astype(np.float32)
+
+
+def _single_part(pack: Pack) -> Quantised:
+    match pack.linear("embedding"):
+        case (Quantised() as part,):
+            return part
+    raise ModelError(f"pack {pack.path.name} holds an embedding in a form that is not known")
 
 
 def open_packs(packed: PackedModel, directory: Path, start: int, stop: int) -> list[Pack]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
-from mdi.model.packs import ALIGNMENT, Pack, PackKind, PackTensor
+from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, packed_parts
 from mdi.model.quantise import WeightFormat
 from mdi.profile.memory import format_bytes
 
@@ -79,7 +79,7 @@ def embedding_pack(directory: Path, n_tokens: int, d_model: int) -> Pack:
     table = np.random.default_rng(SEED).standard_normal((n_tokens, d_model)).astype(np.float16)
     path = directory / "embedding"
     path.write_bytes(table.tobytes())
-    return Pack(path, PackKind.EMBEDDING, WeightFormat(32), {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)})
+    return Pack(path, PackKind.EMBEDDING, {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)}, {})
 
 
 def write_pack(
@@ -92,20 +92,19 @@ def write_pack(
     rng = np.random.default_rng(SEED)
     codes, values = rng.bytes(NOISE_VALUES), rng.standard_normal(NOISE_VALUES, dtype=np.float32)
     tensors: dict[str, PackTensor] = {}
+    parts: dict[str, tuple[PackedPart, ...]] = {}
     with path.open("wb") as file:
         for name, length in ones.items():
             tensors[name] = _write(file, "F32", (length,), np.ones(1, np.float32).tobytes())
         for name, (n, k) in linears.items():
-            if not fmt.quantised:
-                noise = values / np.float32(math.sqrt(k))
-                tensors[f"{name}.weight"] = _write(file, "F32", (n, k), noise.tobytes())
-                continue
-            blocks = -(-k // fmt.block)
+            noise = (values / np.float32(math.sqrt(k))).tobytes()
             deviation = (1 << fmt.bits) / math.sqrt(12)  # of a uniform code
-            scale = np.full(1, 1 / (deviation * math.sqrt(k)), np.float32)
-            tensors[f"{name}.codes"] = _write(file, "U8", (n, blocks, fmt.block * fmt.bits // 8), codes)
-            tensors[f"{name}.scales"] = _write(file, "F32", (n, blocks), scale.tobytes())
-    return Pack(path, kind, fmt, tensors)
+            scale = np.full(1, 1 / (deviation * math.sqrt(k)), np.float32).tobytes()
+            patterns = {"weight": noise, "codes": codes, "scales": scale}
+            parts[name] = packed_parts(name, [fmt.part(n, k)])
+            for suffix, (dtype, shape) in parts[name][0].part.tensors().items():
+                tensors[f"{name}.{suffix}"] = _write(file, dtype, shape, patterns[suffix])
+    return Pack(path, kind, tensors, parts)
 
 
 def _write(file: BinaryIO, dtype: str, shape: tuple[int, ...], pattern: bytes) -> PackTensor:

@@ -1,0 +1,59 @@
+"""What a model's weights are, whatever file they come from: the one door between readers of checkpoints and packs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi.model.config import ModelConfig
+from mdi.model.families import Role
+from mdi.model.linear import Linear, Quantised
+
+StoredTable = tuple[NDArray[Any], str]
+"""Values in the file's own type, and that type: "F32", "F16", or "BF16" as uint16 bits."""
+
+
+class WeightSource(Protocol):
+    """The weights of one model, checked against its config before this object exists; its files must not change while it is open.
+
+    Names are the file's own; `block_tensors`, `embedding`, `head` and `final_norm` say which do what. Everything is read when it is asked
+    for, one tensor at a time, and nothing is kept: a model is larger than memory. All methods raise ModelError for a file that fails.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def embedding(self) -> str: ...
+
+    @property
+    def head(self) -> str:
+        """Equal to `embedding` when the head is the embedding."""
+
+    @property
+    def final_norm(self) -> str: ...
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some linear layers come as codes. Those that do not were left as floats because they are sensitive."""
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that stand for these weights and for how this reader understands them."""
+
+    def block_tensors(self, block: int) -> dict[Role, str]:
+        """Tensor names of one block by what they do; matrices are for `linear`, the others for `tensor`."""
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """A norm or a bias in fp32, shaped as the config says. The array is the caller's own."""
+
+    def linear(self, name: str) -> Linear:
+        """A matrix [out, in], rows in the order that the engine computes with (rotary halves, not interleaved pairs).
+
+        It comes as parts from the top to the bottom: fp32 [N, K], which the packs may round as the user chose, or `Quantised`, which is
+        stored exactly as it is. Rows are never reordered, and parts are joined, by the caller.
+        """
+
+    def table(self, name: str) -> StoredTable | Quantised:
+        """The embedding [vocab_size, d_model], as it is stored. It may be a view of the file."""
