@@ -51,8 +51,7 @@ class Unpacked:
 
 def unpack(ggml_type: GgmlType, rows: Bytes) -> Unpacked:
     """Rows of bytes [N, row bytes] as blocks; a row's blocks follow each other. `ggml_type` is one of `UNPACKERS`."""
-    with np.errstate(invalid="ignore", over="ignore"):  # scales of a damaged file may be infinite
-        return UNPACKERS[ggml_type](rows.reshape(-1, ggml_type.n_bytes))
+    return UNPACKERS[ggml_type](rows.reshape(-1, ggml_type.n_bytes))
 
 
 def _half(blocks: Bytes, at: int) -> Floats:
