@@ -88,6 +88,11 @@ class Metadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def length(self, key: str) -> int:
+        """How long the array under `key` is; 0 when there is none."""
+        place = self._places.get(key)
+        return 0 if place is None or place.count is None else place.count
+
     def texts(self, key: str) -> list[str]:
         """The array of texts under `key`. Raises ModelError when there is none."""
         place = self._places.get(key)
