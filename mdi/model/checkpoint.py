@@ -15,10 +15,12 @@ from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.fields import Fields
+from mdi.model.gptq_awq import Coding
 from mdi.model.linear import Linear
-from mdi.model.shards import AGAIN, DTYPES, Shard, StoredTensor
+from mdi.model.shards import AGAIN, FLOATS, Shard, StoredTensor
 from mdi.model.weights import StoredTable
 
+WEIGHT = ".weight"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -33,10 +35,11 @@ class Checkpoint:
     (such as `rotary_emb.inv_freq`) are ignored. Files must not change while it is open.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard]) -> None:
+    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard], coding: Coding | None = None) -> None:
         self.directory = directory
         self.config = config
-        self.quantised = False
+        self.quantised = coding is not None
+        self._coding = coding
         self._shards = MappingProxyType(dict(shards))
         self._where = {name: shard for shard in shards.values() for name in shard.tensors}
         self.embedding, self.head = self._embedding_and_head()
@@ -51,7 +54,8 @@ class Checkpoint:
         Raises ModelError: no weights, a missing or truncated file, or a tensor that is missing, misshapen or of another type.
         """
         config = config or read_config(directory)
-        return cls(directory, config, {name: Shard.open(directory / name) for name in _shard_names(directory)})
+        shards = {name: Shard.open(directory / name) for name in _shard_names(directory)}
+        return cls(directory, config, shards, Coding.find(directory))
 
     @property
     def head_is_embedding(self) -> bool:
@@ -71,7 +75,14 @@ class Checkpoint:
         return self.raw(name)
 
     def linear(self, name: str) -> Linear:
-        return (self.tensor(name),)
+        """See `WeightSource`. GPTQ and AWQ matrices come as their codes."""
+        coded = self._coded(name)
+        if self._coding is None or not coded:
+            return (self.tensor(name),)
+        module = name.removesuffix(WEIGHT)
+        arrays = {kind: self._where[each].read(each) for kind, each in coded.items() if kind != "scales"}
+        arrays["scales"] = self.tensor(coded["scales"])
+        return (self._coding.decode(module, self._shapes[name], arrays),)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""
@@ -92,6 +103,8 @@ class Checkpoint:
         Any training changes whole tensors, so it is seen; an edit of single bytes by hand between the samples is not.
         """
         digest = hashlib.sha256(self.config.to_json().encode())
+        if self._coding is not None:
+            digest.update(repr(self._coding).encode())
         for name, shard in sorted(self._shards.items()):
             digest.update(f"\n{name} {shard.data.size}\n".encode())
             digest.update(shard.data[: shard.header_bytes].tobytes())
@@ -101,10 +114,19 @@ class Checkpoint:
                     digest.update(shard.data[start : min(start + SAMPLE_BYTES, tensor.stop)].tobytes())
         return digest.hexdigest()
 
+    def _coded(self, name: str) -> dict[str, str]:
+        """The tensors that stand for a matrix in GPTQ's or AWQ's form, by kind; none for one that is stored as floats."""
+        if self._coding is None or name in self._where or not name.endswith(WEIGHT):
+            return {}
+        names = self._coding.tensor_names(name.removesuffix(WEIGHT))
+        return {kind: each for kind, each in names.items() if each in self._where} if names["qweight"] in self._where else {}
+
     def _embedding_and_head(self) -> tuple[str, str]:
         """As transformers 5 ties: a config says tied, but two different tensors stay two, and one serves for a missing one."""
         embedding, head = self.config.family.embedding, self.config.family.head
         if not self.config.tied_head:
+            return embedding, head
+        if self._coded(head):
             return embedding, head
         if head not in self._where:
             return embedding, embedding
@@ -126,6 +148,12 @@ class Checkpoint:
         shapes = self.config.block_shapes()
         for block in range(self.config.n_blocks):
             expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
+        self._shapes = MappingProxyType(expected)
+        for name, shape in expected.items():
+            if self._coding is not None and (coded := self._coded(name)):
+                found = {kind: self._where[each].tensors[each] for kind, each in coded.items()}
+                self._coding.check(name.removesuffix(WEIGHT), shape, found)
+        expected = {name: shape for name, shape in expected.items() if not self._coded(name)}
         missing = [name for name in expected if name not in self._where]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -139,9 +167,9 @@ class Checkpoint:
                 f"{name} in {self._where[name].path} has the shape {list(found.shape)}, but config.json means {list(shape)}",
                 hint="config.json and the weights are of different models: download both again",
             )
-        if found.dtype not in DTYPES:
+        if found.dtype not in FLOATS:
             raise ModelError(
-                f"{name} in {self._where[name].path} is stored as {found.dtype}; only {', '.join(DTYPES)} can be read",
+                f"{name} in {self._where[name].path} is stored as {found.dtype}; only {', '.join(FLOATS)} can be read",
                 hint="use the model's fp16 or bf16 checkpoint; mdi quantises by itself",
             )
 

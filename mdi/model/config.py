@@ -10,6 +10,7 @@ from typing import Any
 from mdi.errors import ModelError
 from mdi.model.families import Family, Role, family_of
 from mdi.model.fields import Fields
+from mdi.model.gptq_awq import Coding
 from mdi.model.rope import Rope
 
 # Configs also arrive from the network, and buffers are sized by them. The largest open models stay 8 times below.
@@ -167,11 +168,7 @@ def _refuse_unsupported(config: Fields, family: Family) -> None:
     def unsupported(name: str) -> ModelError:
         return ModelError(f"{config.origin} has {name} = {config.values[name]!r:.80}, which is not supported")
 
-    if config.values.get("quantization_config") is not None:
-        raise ModelError(
-            f"{config.origin} describes weights that are already quantised ('quantization_config'): not supported",
-            hint="use the model's original fp16 or bf16 checkpoint; mdi quantises by itself",
-        )
+    Coding.of_config(config)
     if ACTIVATIONS.get(config.text("hidden_act", family.activation)) != family.activation:
         raise unsupported("hidden_act")
     for name in MUST_BE_FALSE:

@@ -130,7 +130,12 @@ def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
 
 
 def linear_parts(source: WeightSource, name: str, fmt: WeightFormat) -> Linear:
-    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says."""
+    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says.
+
+    What a quantised file left as floats is sensitive: it gets 8 bits where `fmt` says 4.
+    """
+    if source.quantised and fmt.bits == 4:
+        fmt = WeightFormat(8, fmt.block)
 
     def as_asked(part: Part) -> Part:
         return part if isinstance(part, Quantised) or not fmt.quantised else quantise(part, fmt)
