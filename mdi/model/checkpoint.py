@@ -74,6 +74,9 @@ class Checkpoint:
     def table(self, name: str) -> StoredTable:
         return self.raw(name)
 
+    def forms(self, name: str) -> None:
+        """None: the parts of GPTQ and AWQ are known when they are read."""
+
     def linear(self, name: str) -> Linear:
         """See `WeightSource`. GPTQ and AWQ matrices come as their codes."""
         coded = self._coded(name)

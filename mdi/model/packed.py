@@ -81,7 +81,7 @@ def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, prog
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
     packs_directory.mkdir(parents=True, exist_ok=True)
-    _check_room(source.config, fmt, packs_directory)
+    _check_room(source, fmt, packs_directory)
     packed = _convert(source, fmt, packs_directory, progress or (lambda done, total: None))
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(packed.to_json()))
@@ -167,8 +167,24 @@ def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
     return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
 
 
-def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path) -> None:
-    block, head = packed_bytes(config, fmt)
+def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
+    """Bytes of the largest block and of the head, as `packed_bytes`, where a source has forms of its own for some matrices."""
+    config, shapes = source.config, source.config.block_shapes()
+
+    def one(name: str, shape: tuple[int, ...]) -> int:
+        if len(shape) == 1:
+            return 4 * shape[0]
+        forms = source.forms(name)
+        return fmt.linear_bytes(*shape) if forms is None else sum(part.n_bytes for part in forms)
+
+    blocks = [
+        sum(one(name, shapes[role]) for role, name in source.block_tensors(block).items()) for block in range(config.n_blocks)
+    ]
+    return max(blocks), one(source.head, (config.vocab_size, config.d_model)) + 4 * config.d_model
+
+
+def _check_room(source: WeightSource, fmt: WeightFormat, directory: Path) -> None:
+    config, (block, head) = source.config, source_bytes(source, fmt)
     needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model
     free = shutil.disk_usage(directory).free
     if needed > free:

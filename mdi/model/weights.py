@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
-from mdi.model.linear import Linear, Quantised
+from mdi.model.linear import Linear, LinearPart, Quantised
 
 StoredTable = tuple[NDArray[Any], str]
 """Values in the file's own type, and that type: "F32", "F16", or "BF16" as uint16 bits."""
@@ -47,6 +47,9 @@ class WeightSource(Protocol):
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A norm or a bias in fp32, shaped as the config says. The array is the caller's own."""
+
+    def forms(self, name: str) -> tuple[LinearPart, ...] | None:
+        """The forms that `linear` will give a matrix in, without reading it; None for floats, or where only reading tells."""
 
     def linear(self, name: str) -> Linear:
         """A matrix [out, in], rows in the order that the engine computes with (rotary halves, not interleaved pairs).

@@ -155,4 +155,3 @@ def paired_to_halves(n_heads: int, n_rows: int) -> list[int]:
     """Which row of the file each row of ours is: files interleave a head's two halves, so that pairs to rotate lie side by side."""
     half = n_rows // n_heads // 2
     return [head * 2 * half + 2 * i + part for head in range(n_heads) for part in (0, 1) for i in range(half)]
-

@@ -18,6 +18,7 @@ from mdi.model.gguf.types import GgmlType
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+ONE, TWO, FOUR, PAIR, LOW, SIGN = (np.uint8(number) for number in (1, 2, 4, 3, 15, 0x80))
 # The 16 values of IQ4_NL (`kvalues_iq4nl`), denser near zero than an even grid.
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16)
 _IQ4_CODES = (IQ4_VALUES + 128).astype(np.uint8)
@@ -62,12 +63,12 @@ def _half(blocks: Bytes, at: int) -> Floats:
 
 def _nibbles(packed: Bytes) -> Bytes:
     """[B, n] bytes to [B, 2n] codes: all low halves, then all high ones."""
-    return np.concatenate((packed & 15, packed >> 4), axis=-1)
+    return np.concatenate((packed & LOW, packed >> FOUR), axis=-1)
 
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
     """Bit j of the u32 at byte `at`, moved to bit 4 of value j: [B, 32]."""
-    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << 4
+    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << FOUR
 
 
 def _q4_0(blocks: Bytes) -> Unpacked:
@@ -87,7 +88,7 @@ def _q5_1(blocks: Bytes) -> Unpacked:
 
 
 def _q8_0(blocks: Bytes) -> Unpacked:
-    return Unpacked(blocks[:, 2:] ^ 0x80, 128, _half(blocks, 0))  # int8 q as q + 128
+    return Unpacked(blocks[:, 2:] ^ SIGN, 128, _half(blocks, 0))  # int8 q as q + 128
 
 
 def _iq4_nl(blocks: Bytes) -> Unpacked:
@@ -96,20 +97,20 @@ def _iq4_nl(blocks: Bytes) -> Unpacked:
 
 def _q2_k(blocks: Bytes) -> Unpacked:
     """scales[16]: low half scales a group of 16, high half its minimum; qs[64]: four times 2 bits; d, dmin."""
-    codes = (blocks[:, 16:80].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & 3  # [B, half, shift, 32]
+    codes = (blocks[:, 16:80].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & PAIR  # [B, half, shift, 32]
     scales, minima = blocks[:, :16] & 15, blocks[:, :16] >> 4
     return Unpacked(codes.reshape(-1, 256), 0, _half(blocks, 80) * scales, _half(blocks, 82) * minima)
 
 
 def _q3_k(blocks: Bytes) -> Unpacked:
     """hmask[32]: third bits; qs[64]: low two bits; scales[12]: 16 times 6 bits; d."""
-    low = ((blocks[:, 32:96].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & 3).reshape(-1, 8, 32)
-    high = (blocks[:, None, :32] >> _SHIFTS_8[:, None]) & 1
+    low = ((blocks[:, 32:96].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & PAIR).reshape(-1, 8, 32)
+    high = (blocks[:, None, :32] >> _SHIFTS_8[:, None]) & ONE
     packed = blocks[:, 96:108]
     scales_low = np.concatenate((packed[:, :8] & 15, packed[:, :8] >> 4), axis=-1)
-    scales_high = ((packed[:, None, 8:] >> _SHIFTS_4[:, None]) & 3).reshape(-1, 16)
+    scales_high = ((packed[:, None, 8:] >> _SHIFTS_4[:, None]) & PAIR).reshape(-1, 16)
     scales = (scales_low | (scales_high << 4)).astype(np.float32) - 32
-    return Unpacked((low | (high << 2)).reshape(-1, 256), 4, _half(blocks, 108) * scales)
+    return Unpacked((low | (high << TWO)).reshape(-1, 256), 4, _half(blocks, 108) * scales)
 
 
 def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
@@ -129,7 +130,7 @@ def _q4_k(blocks: Bytes) -> Unpacked:
 def _q5_k(blocks: Bytes) -> Unpacked:
     """As Q4_K, with qh[32] before qs: bit s of qh[l] is the fifth bit of value l in sub-block s."""
     scales, minima = _k_scales(blocks[:, 4:16])
-    fifth = ((blocks[:, None, 16:48] >> _SHIFTS_8[:, None]) & 1) << 4
+    fifth = ((blocks[:, None, 16:48] >> _SHIFTS_8[:, None]) & ONE) << FOUR
     codes = (_paired(blocks[:, 48:]) | fifth).reshape(-1, 256)
     return Unpacked(codes, 0, _half(blocks, 0) * scales, _half(blocks, 2) * minima)
 
@@ -137,16 +138,16 @@ def _q5_k(blocks: Bytes) -> Unpacked:
 def _paired(packed: Bytes) -> Bytes:
     """qs[128] of a K format to its 8 sub-blocks: [B, 8, 32]."""
     quarters = packed.reshape(-1, 4, 32)
-    return np.stack((quarters & 15, quarters >> 4), axis=2).reshape(-1, 8, 32)
+    return np.stack((quarters & LOW, quarters >> FOUR), axis=2).reshape(-1, 8, 32)
 
 
 def _q6_k(blocks: Bytes) -> Unpacked:
     """ql[128]: low 4 bits; qh[64]: high 2 bits; int8 scales[16]; d last."""
     halves = blocks[:, :128].reshape(-1, 2, 1, 2, 32)
-    low = np.concatenate((halves & 15, halves >> 4), axis=2).reshape(-1, 2, 4, 32)
-    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & 3
+    low = np.concatenate((halves & LOW, halves >> FOUR), axis=2).reshape(-1, 2, 4, 32)
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _SHIFTS_4[:, None]) & PAIR
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
-    return Unpacked((low | (high << 4)).reshape(-1, 256), 32, _half(blocks, 208) * scales)
+    return Unpacked((low | (high << FOUR)).reshape(-1, 256), 32, _half(blocks, 208) * scales)
 
 
 UNPACKERS: Mapping[GgmlType, Callable[[Bytes], Unpacked]] = MappingProxyType(

@@ -18,7 +18,14 @@ from mdi.model.gguf.vocabulary import special_id
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 # Keys of llama.cpp that change the mathematics, in ways that no family here computes.
-REFUSED = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "attention.clamp_kqv", "rope.scaling.yarn_log_multiplier")
+REFUSED = (
+    "attention.scale",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "attention.clamp_kqv",
+    "rope.scaling.yarn_log_multiplier",
+)
 
 
 def read_config(gguf: Gguf) -> ModelConfig:
@@ -33,7 +40,9 @@ def hf_config(gguf: Gguf, architecture: Architecture) -> HfValues:
     _refuse_unsupported(fields, a)
     embedding = gguf.info("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(f"{fields.origin} holds no token embedding: it is no language model", hint="choose the model's main file")
+        raise ModelError(
+            f"{fields.origin} holds no token embedding: it is no language model", hint="choose the model's main file"
+        )
     d_model, n_heads = fields.integer(f"{a}.embedding_length"), fields.integer(f"{a}.attention.head_count")
     head_dim = fields.integer(f"{a}.attention.key_length", d_model // n_heads or 1)
     values: HfValues = {

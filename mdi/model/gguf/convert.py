@@ -88,7 +88,9 @@ def codes(ggml_type: GgmlType, rows: NDArray[np.uint8]) -> Quantised:
     """
     target = TARGETS[ggml_type]
     form = target.part(len(rows), _columns(ggml_type, rows))
-    arrays = {name: np.empty(shape, np.uint8 if dtype == "U8" else np.float32) for name, (dtype, shape) in form.tensors().items()}
+    arrays = {
+        name: np.empty(shape, np.uint8 if dtype == "U8" else np.float32) for name, (dtype, shape) in form.tensors().items()
+    }
     shift = (1 << (target.bits - 1)) - target.centre
 
     def work(chunk: slice, unpacked: Unpacked) -> None:
@@ -112,7 +114,8 @@ def unreadable(ggml_type: GgmlType) -> ModelError:
 
 
 def _columns(ggml_type: GgmlType, rows: NDArray[np.uint8]) -> int:
-    return rows.shape[1] // ggml_type.n_bytes * ggml_type.values
+    n_bytes: int = rows.shape[1]
+    return n_bytes // ggml_type.n_bytes * ggml_type.values
 
 
 def _by_chunks(ggml_type: GgmlType, rows: NDArray[np.uint8], work: Callable[[slice, Unpacked], None]) -> None:

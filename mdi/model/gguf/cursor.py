@@ -20,7 +20,7 @@ class Cursor:
     """A position in `data`; every method moves it on, or raises ModelError naming the file (`origin`) and what was being read."""
 
     def __init__(self, data: NDArray[np.uint8], origin: str) -> None:
-        self._data = memoryview(data)
+        self._data = data.data
         self._origin = origin
         self.position = 0
 
@@ -38,10 +38,10 @@ class Cursor:
         return start
 
     def u32(self, what: str) -> int:
-        return self.scalar(_U32, what)
+        return int(self.scalar(_U32, what))
 
     def u64(self, what: str) -> int:
-        return self.scalar(_U64, what)
+        return int(self.scalar(_U64, what))
 
     def scalar(self, form: struct.Struct, what: str) -> Any:
         (value,) = form.unpack_from(self._data, self.skip(form.size, what))

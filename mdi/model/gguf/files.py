@@ -78,10 +78,10 @@ class Gguf:
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(f"{part.data.size}\n".encode())
-            digest.update(part.data[: part.header_bytes])
+            digest.update(part.data[: part.header_bytes].data)
             for tensor in part.tensors.values():
                 for start in (tensor.start, (tensor.start + tensor.stop) // 2, max(tensor.start, tensor.stop - SAMPLE_BYTES)):
-                    digest.update(part.data[start : min(start + SAMPLE_BYTES, tensor.stop)])
+                    digest.update(part.data[start : min(start + SAMPLE_BYTES, tensor.stop)].data)
         return digest.hexdigest()
 
 
@@ -103,7 +103,9 @@ def part_paths(path: Path) -> list[Path]:
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{path.parent} lacks {missing[0]}{more}: a split model needs all its parts", hint="download all parts")
+        raise ModelError(
+            f"{path.parent} lacks {missing[0]}{more}: a split model needs all its parts", hint="download all parts"
+        )
     return paths
 
 

@@ -134,7 +134,9 @@ def _read_info(cursor: Cursor, number: int) -> tuple[str, GgmlType, tuple[int, .
         raise cursor.error(f"{what} has the impossible shape {list(shape)}")
     ggml_type = GGML_TYPES.get(kind)
     if ggml_type is None:
-        raise ModelError(f"{what} is stored as type {kind}, which is not known", hint="choose another quantisation, such as Q4_0")
+        raise ModelError(
+            f"{what} is stored as type {kind}, which is not known", hint="choose another quantisation, such as Q4_0"
+        )
     if shape[-1] % ggml_type.values:
         raise cursor.error(f"rows of {what} hold {shape[-1]} values, which are no whole blocks of {ggml_type.name}")
     return name, ggml_type, shape, offset

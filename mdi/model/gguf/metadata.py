@@ -79,7 +79,7 @@ class Metadata(Mapping[str, Any]):
         if place.count is not None:
             dtype = np.dtype(form.format)
             return self._data[place.start : place.start + place.count * form.size].view(dtype).view(np.ndarray)
-        (value,) = form.unpack_from(self._data, place.start)
+        (value,) = form.unpack_from(self._data.data, place.start)
         return bool(value) if place.kind == BOOL else value
 
     def __iter__(self) -> Iterator[str]:

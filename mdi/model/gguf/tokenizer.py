@@ -71,7 +71,9 @@ def _byte_level(gguf: Gguf, vocabulary: Vocabulary, origin: str) -> tuple[Backen
     words = pre_tokenizer(name, origin)
     pieces = {text: token_id for token_id, text in enumerate(vocabulary.texts)}
     backend = Backend(
-        models.BPE(vocab=pieces, merges=_merges(gguf.metadata.texts(f"{PREFIX}.merges"), origin), ignore_merges=words.whole_words)
+        models.BPE(
+            vocab=pieces, merges=_merges(gguf.metadata.texts(f"{PREFIX}.merges"), origin), ignore_merges=words.whole_words
+        )
     )
     backend.pre_tokenizer = words.build()
     backend.decoder = decoders.ByteLevel()

@@ -51,9 +51,9 @@ class Vocabulary:
             seen: set[str] = set()
             twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
             raise ModelError(f"{origin} has the token {twice!r:.80} twice")
-        kinds = _list(metadata, "token_type", len(texts), origin)
+        found = _list(metadata, "token_type", len(texts), origin)
+        kinds = np.full(len(texts), Kind.NORMAL, np.int32) if found is None else found.astype(np.int32)
         scores = _list(metadata, "scores", len(texts), origin)
-        kinds = np.full(len(texts), Kind.NORMAL, np.int32) if kinds is None else kinds.astype(np.int32)
         ends = set(END_OF_TURN)  # converters often forget that these are control tokens
         kinds[[token_id for token_id, text in enumerate(texts) if text in ends]] = Kind.CONTROL
         return cls(texts, kinds, None if scores is None else scores.astype(np.float32))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +21,23 @@ from mdi.model.gguf.config import ROPE_FACTORS, read_config
 from mdi.model.gguf.convert import FLOATS, TARGETS, codes, floats, readable, unreadable
 from mdi.model.gguf.files import Gguf
 from mdi.model.gguf.header import TensorInfo
-from mdi.model.linear import Linear, Quantised
+from mdi.model.gguf.types import GgmlType
+from mdi.model.linear import Linear, LinearPart, Quantised
+from mdi.model.quantise import WeightFormat
 from mdi.model.weights import StoredTable
 
 READER_VERSION = 1  # in fingerprints: packs made by another are made again
-FLOAT_BITS = {types.F32: np.dtype("<f4"), types.F16: np.dtype("<f2"), types.BF16: np.dtype("<u2")}
+FLOAT_BITS: dict[GgmlType, np.dtype[Any]] = {
+    types.F32: np.dtype("<f4"),
+    types.F16: np.dtype("<f2"),
+    types.BF16: np.dtype("<u2"),
+}
 ANOTHER = "download the model again, or choose another conversion"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufWeights:
-    """A `WeightSource`. `exact`: quantised matrices come as codes that mean just what the file says; otherwise as fp32, to be rounded anew."""
+    """A `WeightSource`. `exact`: quantised matrices come as codes that mean just what the file says; else as fp32, to be rounded anew."""
 
     gguf: Gguf
     config: ModelConfig
@@ -59,17 +68,16 @@ class GgufWeights:
 
     @property
     def quantised(self) -> bool:
-        return self.exact and self.formats != {}
+        return self.exact and self.main_format() is not None
 
-    @property
-    def formats(self) -> dict[str, int]:
-        """How many matrices of blocks and head come in each of the file's quantised types."""
-        found: dict[str, int] = {}
-        for name in [*self._block_names(), self.head]:
+    def main_format(self) -> WeightFormat | None:
+        """The exact form in which most of the blocks' values come; None when they are all floats."""
+        sizes: Counter[WeightFormat] = Counter()
+        for name in self._block_names():
             info = self._info(name)
             if len(info.shape) > 1 and info.type in TARGETS:
-                found[info.type.name] = found.get(info.type.name, 0) + 1
-        return found
+                sizes[WeightFormat(TARGETS[info.type].bits, TARGETS[info.type].block)] += math.prod(info.shape)
+        return sizes.most_common(1)[0][0] if sizes else None
 
     def fingerprint(self) -> str:
         about = f"{self.gguf.fingerprint()} {self.config.to_json()} {READER_VERSION} {self.exact}"
@@ -89,6 +97,12 @@ class GgufWeights:
         info = self._info(name)
         rows = self._rows(name, info)
         return (codes(info.type, rows) if self.exact and info.type in TARGETS else floats(info.type, rows),)
+
+    def forms(self, name: str) -> tuple[LinearPart, ...] | None:
+        info = self._info(name)
+        if not self.exact or info.type not in TARGETS:
+            return None
+        return (TARGETS[info.type].part(math.prod(info.shape[:-1]), info.shape[-1]),)
 
     def table(self, name: str) -> StoredTable | Quantised:
         info = self._info(name)
@@ -145,7 +159,8 @@ class GgufWeights:
     def _check_tensor(self, info: TensorInfo, shape: tuple[int, ...]) -> None:
         if info.shape != shape:
             raise ModelError(
-                f"{info.name} in {self.gguf.path} has the shape {list(info.shape)}, but its metadata mean {list(shape)}", hint=ANOTHER
+                f"{info.name} in {self.gguf.path} has the shape {list(info.shape)}, but its metadata mean {list(shape)}",
+                hint=ANOTHER,
             )
         if not readable(info.type) or (len(shape) == 1 and info.type not in FLOATS):
             raise unreadable(info.type)

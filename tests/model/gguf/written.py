@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 
 from mdi.model.gguf.types import GGML_TYPES, GgmlType
 
-KINDS = {"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8, "u64": 10, "i64": 11, "f64": 12}
+KINDS = {
+    "u8": 0,
+    "i8": 1,
+    "u16": 2,
+    "i16": 3,
+    "u32": 4,
+    "i32": 5,
+    "f32": 6,
+    "bool": 7,
+    "str": 8,
+    "u64": 10,
+    "i64": 11,
+    "f64": 12,
+}
 FORMS = dict(zip(KINDS, "BbHhIif?sQqd", strict=True))
 NUMBERS = {ggml_type: number for number, ggml_type in GGML_TYPES.items()}
 ALIGNMENT = 32
