@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mdi.errors import ModelError
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
-from mdi.model.families import Role
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout
 from mdi.model.packs import Pack, PackKind, PackRef, linear_tensors, open_pack, write_pack
 from mdi.model.quantise import WeightFormat
 
@@ -115,34 +115,59 @@ def _convert(checkpoint: Checkpoint, fmt: WeightFormat, directory: Path, progres
     for block in range(config.n_blocks):
         blocks.append(write_pack(directory, PackKind.BLOCK, fmt, block_tensors(checkpoint, block, fmt)))
         progress(block + 2, total)
-    head = {"norm": checkpoint.tensor(checkpoint.final_norm)} | linear_tensors("head", checkpoint.tensor(checkpoint.head), fmt)
+    head = {"norm": checkpoint.norm(checkpoint.final_norm)} | linear_tensors("head", checkpoint.tensor(checkpoint.head), fmt)
     head_ref = write_pack(directory, PackKind.HEAD, fmt, head)
     progress(total, total)
     return PackedModel(config, fmt, embedding_ref, head_ref, tuple(blocks))
 
 
 def block_tensors(checkpoint: Checkpoint, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any]]:
-    """One block's pack: queries, keys and values in one matrix, gate and up in another, so that each input is read once."""
+    """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names = checkpoint.block_tensors(block)
 
-    def fused(name: str, *roles: Role) -> dict[str, NDArray[Any]]:
-        parts = [checkpoint.tensor(names[role]) for role in roles]
-        return linear_tensors(name, np.concatenate(parts) if len(parts) > 1 else parts[0], fmt)
+    def plain(part: Part) -> dict[str, NDArray[Any]]:
+        read = checkpoint.norm if part.stored is Stored.NORM else checkpoint.tensor
+        return {part.name: _stacked([read(names[role]) for role in part.roles if role in names])}
 
-    return {
-        "attn_norm": checkpoint.tensor(names[Role.INPUT_NORM]),
-        **fused("qkv", Role.Q, Role.K, Role.V),
-        **fused("o", Role.O),
-        "ffn_norm": checkpoint.tensor(names[Role.POST_NORM]),
-        **fused("gate_up", Role.GATE, Role.UP),
-        **fused("down", Role.DOWN),
-    }
+    def fused(part: Part) -> dict[str, NDArray[Any]]:
+        return linear_tensors(
+            part.name, _stacked([checkpoint.tensor(names[role]) for role in part.roles if role in names]), fmt
+        )
+
+    tensors: dict[str, NDArray[Any]] = {}
+    for placed in block_layout(checkpoint.config, block):
+        match placed.part.stored:
+            case Stored.NORM | Stored.PLAIN:
+                tensors |= plain(placed.part)
+            case Stored.LINEAR:
+                tensors |= fused(placed.part)
+            case Stored.EXPERTS:
+                tensors |= _expert_tensors(checkpoint, block, placed, fmt)
+    return tensors
+
+
+def _expert_tensors(checkpoint: Checkpoint, block: int, placed: PlacedPart, fmt: WeightFormat) -> dict[str, NDArray[Any]]:
+    """One linear layer of all experts' rows, one expert after another; rows of different roles take turns."""
+    found: dict[str, NDArray[Any]] = {}
+    n_experts = placed.shape[0]
+    for expert in range(n_experts):
+        names = checkpoint.expert_tensors(block, expert)
+        weights = np.stack([checkpoint.tensor(names[role]) for role in placed.part.roles], axis=1)  # [N, roles, K]
+        one = linear_tensors(placed.part.name, weights.reshape(-1, weights.shape[-1]), fmt)
+        for name, array in one.items():
+            rows = found.setdefault(name, np.empty((n_experts * len(array), *array.shape[1:]), array.dtype))
+            rows[expert * len(array) : (expert + 1) * len(array)] = array
+    return found
+
+
+def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
-    """Bytes of one block and of the head in a format, to within the file headers."""
-    shapes = config.block_shapes()
-    block = sum(fmt.linear_bytes(*shape) if len(shape) == 2 else 4 * shape[0] for shape in shapes.values())
+    """Bytes of the largest block and of the head in a format, to within the file headers."""
+    kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
+    block = max(sum(placed.n_bytes(fmt) for placed in block_layout(config, block)) for block in kinds.values())
     return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
 
 
@@ -160,18 +185,19 @@ def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path) -> None
 class Embedding:
     """Token embeddings, read row by row from the mapped pack: only rows that are used take memory."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, scale: float) -> None:
+        """`scale` is the model's `embedding_scale`."""
         if pack.kind is not PackKind.EMBEDDING:
             raise ModelError(f"pack {pack.path.name} is no embedding")
         self._table = pack.read("embedding")
         self._bf16 = pack.tensors["embedding"].dtype == "BF16"
+        self._scale = np.float32(scale)
 
     def rows(self, token_ids: list[int]) -> NDArray[np.float32]:
         """[T] token ids to [T, d_model]."""
         rows = self._table[token_ids]
-        if self._bf16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+        rows = (rows.astype(np.uint32) << 16).view(np.float32) if self._bf16 else rows.astype(np.float32)
+        return rows if self._scale == 1 else rows * self._scale
 
 
 def open_packs(packed: PackedModel, directory: Path, start: int, stop: int) -> list[Pack]:
