@@ -190,9 +190,9 @@ def _core(
     """Loads the starter's own part."""
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads)
-    local = OnnxEngine(config, open_packs(packed, directory, own.start, own.stop), shape) if len(own) else None
+    local = OnnxEngine(config, open_packs(packed, directory, own.start, own.stop), shape, own.start) if len(own) else None
     head = Head(config, open_pack(directory / packed.head.filename), threads)
-    embedding = Embedding(open_pack(directory / packed.embedding.filename))
+    embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
     scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
     if not deployment.workers:
         return StarterCore(scheduler, embedding, local, head), scheduler

@@ -52,13 +52,12 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`paired`: rows of Q and K lie as rotated pairs, not as rotated halves. `norm_offset` is what the file has added to norms."""
+    """`paired`: rows of Q and K lie as rotated pairs, not as rotated halves."""
 
     name: str
     hf: str
     modules: Mapping[str, str] = field(default_factory=lambda: COMMON | PRE_NORMS)
     paired: bool = False
-    norm_offset: float = 0.0
     extra: Callable[[Fields, HfValues], HfValues] = lambda fields, values: {}
 
     def tensor(self, name: str) -> str | None:
@@ -124,6 +123,10 @@ def _no_window(fields: Fields, values: HfValues) -> HfValues:
     return {"use_sliding_window": False, "sliding_window": None}
 
 
+def _smollm3(fields: Fields, values: HfValues) -> HfValues:
+    return _no_window(fields, values) | {"no_rope_layer_interval": 4}  # files do not say it, and llama.cpp knows no other
+
+
 _SANDWICH = COMMON | SANDWICH_NORMS
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -132,8 +135,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("llama", "LlamaForCausalLM", paired=True),  # Mistral too: the file does not tell them apart
             Architecture("qwen2", "Qwen2ForCausalLM", extra=_no_window),
             Architecture("qwen3", "Qwen3ForCausalLM", extra=_no_window),
-            Architecture("gemma2", "Gemma2ForCausalLM", _SANDWICH, norm_offset=1.0, extra=_gemma2),
-            Architecture("gemma3", "Gemma3ForCausalLM", _SANDWICH, norm_offset=1.0, extra=_gemma3),
+            Architecture("smollm3", "SmolLM3ForCausalLM", paired=True, extra=_smollm3),
+            Architecture("gemma2", "Gemma2ForCausalLM", _SANDWICH, extra=_gemma2),
+            Architecture("gemma3", "Gemma3ForCausalLM", _SANDWICH, extra=_gemma3),
             Architecture("phi3", "Phi3ForCausalLM", extra=_phi3),
         )
     }

@@ -84,14 +84,19 @@ class GgufWeights:
         return hashlib.sha256(about.encode()).hexdigest()
 
     def block_tensors(self, block: int) -> dict[Role, str]:
-        return self.config.family.block_tensors(block)
+        names = self.config.family.block_tensors(block)
+        return {role: names[role] for role in self.config.block_shapes(block)}
+
+    def expert_tensors(self, block: int, expert: int) -> dict[Role, str]:
+        return self.config.family.expert_tensors(block, expert)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         info = self._info(name)
-        values = floats(info.type, self._rows(name, info)).reshape(info.shape)
-        if self.architecture.norm_offset and name.endswith("norm.weight"):
-            values -= np.float32(self.architecture.norm_offset)
-        return values
+        return floats(info.type, self._rows(name, info)).reshape(info.shape)
+
+    def norm(self, name: str) -> NDArray[np.float32]:
+        """As the file has it: what Hugging Face's files leave out, converters have added."""
+        return self.tensor(name)
 
     def linear(self, name: str) -> Linear:
         info = self._info(name)
@@ -141,8 +146,8 @@ class GgufWeights:
     def _check(self) -> None:
         matrix = (self.config.vocab_size, self.config.d_model)
         expected = {self.embedding: matrix, self.head: matrix, self.final_norm: (self.config.d_model,)}
-        shapes = self.config.block_shapes()
         for block in range(self.config.n_blocks):
+            shapes = self.config.block_shapes(block)
             expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
         used = {*ROPE_FACTORS}
         for name, shape in expected.items():

@@ -111,7 +111,7 @@ def test_missing_key_is_named(tmp_path: Path, name: str) -> None:
 def test_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as refused:
         read_config(gguf(tmp_path, metadata("rwkv7")))
-    assert "llama, qwen2, qwen3, gemma2, gemma3, phi3" in (refused.value.hint or "")
+    assert "llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3" in (refused.value.hint or "")
 
 
 def test_file_without_an_embedding_is_no_language_model(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def say(key: str, value: Any) -> Edit:
         (drop("blk.1.ffn_up.weight"), "lacks the tensor blk.1.ffn_up.weight"),
         (drop("output_norm.weight"), "lacks the tensor output_norm.weight"),
         (put("blk.0.attn_q.bias", (types.F32, (256,), bytes(1024))), r"'blk\.0\.attn_q\.bias', which llama models do not have"),
-        (put("blk.0.attn_output.bias", (types.F32, (256,), bytes(1024))), "attention_bias"),
+        (put("blk.0.attn_output.bias", (types.F32, (256,), bytes(1024))), "lacks the tensor blk.0.attn_q.bias"),
         (put("v.patch_embd.weight", (types.F32, (4,), bytes(16))), "which llama models do not have"),
         (put("output_norm.weight", (types.F32, (128,), bytes(512))), r"shape \[128\], but its metadata mean \[256\]"),
         (put("blk.0.ffn_up.weight", (types.F32, (256, 512), bytes(4 * 256 * 512))), "its metadata mean"),
