@@ -66,9 +66,9 @@ class Loaded:
         packed = prepare(model.checkpoint, fmt, directory)
         self.convert_s = time.perf_counter() - start
         self.pack_bytes = sum(ref.n_bytes for ref in (*packed.blocks, packed.head))
-        self._engine = OnnxEngine(packed.config, open_packs(packed, directory, 0, packed.config.n_blocks), shape)
+        self._engine = OnnxEngine(packed.config, open_packs(packed, directory, 0, packed.config.n_blocks), shape, 0)
         self._head = Head(packed.config, open_pack(directory / packed.head.filename), shape.threads)
-        self._embedding = Embedding(open_pack(directory / packed.embedding.filename))
+        self._embedding = Embedding(open_pack(directory / packed.embedding.filename), packed.config.embedding_scale)
 
     def logits(self, rows: Sequence[Row], token_ids: Sequence[int]) -> NDArray[np.float32]:
         return self._head.logits(self._engine.forward(rows, self._embedding.rows(list(token_ids))))

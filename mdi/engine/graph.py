@@ -1,16 +1,8 @@
-"""ONNX graphs of a stage and of the head, built in memory; the weights stay in their packs and are mapped from there.
-
-Stage inputs (T tokens in all, B rows of at most S tokens):
-    hidden float32 [T, d_model]
-    pad int64 [B, S], unpad int64 [T]              see `batch.py`
-    query_lengths int32 [B], last_position int32 [B]  new tokens, and tokens in KV after the step minus one
-    total int32 []                                 the longest KV after the step
-    past_key.i, past_value.i [B, n_kv_heads, ctx, head_dim]
-Stage outputs: hidden_out [T, d_model]; present_key.i / present_value.i, bound to the same memory as the past.
-"""
+"""ONNX graphs built in memory, and that of the head; the weights stay in their packs and are mapped from there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,13 +48,16 @@ class GraphBuilder:
         self._initializers.append(onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def mapped(self, name: str, pack: Pack, tensor: str) -> str:
-        """An initializer that lies in the pack's file."""
+    def mapped(self, name: str, pack: Pack, tensor: str, shape: Sequence[int] | None = None) -> str:
+        """An initializer that lies in the pack's file, in the shape that it has there or in another of as many values."""
         place = pack.tensors.get(tensor)
-        if place is None or place.dtype not in ONNX_TYPES:
+        if place is None or place.dtype not in ONNX_TYPES or (shape is not None and math.prod(shape) != math.prod(place.shape)):
             raise ModelError(f"pack {pack.path.name} has no usable tensor {tensor}")
         proto = onnx.TensorProto(
-            name=name, dims=place.shape, data_type=ONNX_TYPES[place.dtype], data_location=TensorProto.EXTERNAL
+            name=name,
+            dims=place.shape if shape is None else shape,
+            data_type=ONNX_TYPES[place.dtype],
+            data_location=TensorProto.EXTERNAL,
         )
         for key, value in (("location", pack.path.name), ("offset", place.offset), ("length", place.n_bytes)):
             proto.external_data.add(key=key, value=str(value))
@@ -124,88 +119,6 @@ class GraphBuilder:
         return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
 
 
-def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int) -> bytes:
-    """The graph of consecutive blocks. Raises ModelError when a pack is not a block of this model."""
-    g = GraphBuilder("stage")
-    d = config.d_model
-    kv_shape: list[int | str] = ["B", config.n_kv_heads, ctx, config.head_dim]
-    x = g.input("hidden", TensorProto.FLOAT, ["T", d])
-    g.input("pad", TensorProto.INT64, ["B", "S"])
-    g.input("unpad", TensorProto.INT64, ["T"])
-    g.input("query_lengths", TensorProto.INT32, ["B"])
-    g.input("last_position", TensorProto.INT32, ["B"])
-    g.input("total", TensorProto.INT32, [])
-    cos, sin = rotary_tables(config, ctx)
-    g.constant("cos", cos)
-    g.constant("sin", sin)
-    g.constant("flat", np.array([-1, config.n_heads * config.head_dim], np.int64))
-    g.constant("halves", np.array([config.d_ffn, config.d_ffn], np.int64))
-    skip = None
-    for i, pack in enumerate(packs):
-        if pack.kind is not PackKind.BLOCK:
-            raise ModelError(f"pack {pack.path.name} is no transformer block")
-        for kind in ("key", "value"):
-            g.input(f"past_{kind}.{i}", TensorProto.FLOAT, kv_shape)
-            g.output(f"present_{kind}.{i}", TensorProto.FLOAT, kv_shape)
-        x, skip = _block(g, config, pack, i, x, skip)
-    g.node("Add", [x, skip] if skip else [x], ["hidden_out"])
-    g.output("hidden_out", TensorProto.FLOAT, ["T", d])
-    return g.model()
-
-
-def _block(g: GraphBuilder, config: ModelConfig, pack: Pack, i: int, x: str, skip: str | None) -> tuple[str, str]:
-    """One pre-norm block on the residual stream `x + skip`. Returns the same stream as the MLP's output and what to add to it."""
-    p = f"b{i}"
-    normed, residual = _norm(g, config, pack, f"{p}.attn_norm", x, skip)
-    qkv = g.linear(f"{p}.qkv", normed, pack, "qkv", config.d_model)  # [T, (n_heads + 2 n_kv_heads) head_dim]
-    padded = g.node("Gather", [qkv, "pad"], [f"{p}.padded"], axis=0)  # [B, S, same]
-    attributes: dict[str, Any] = {} if config.sliding_window is None else {"local_window_size": config.sliding_window}
-    inputs = [
-        padded,
-        "",
-        "",
-        f"past_key.{i}",
-        f"past_value.{i}",
-        "last_position",
-        "total",
-        "cos",
-        "sin",
-        *[""] * 7,
-        "query_lengths",
-    ]
-    attention = g.node(
-        "GroupQueryAttention",
-        inputs,
-        [f"{p}.attention", f"present_key.{i}", f"present_value.{i}"],
-        domain=CONTRIB,
-        num_heads=config.n_heads,
-        kv_num_heads=config.n_kv_heads,
-        do_rotary=1,
-        **attributes,
-    )
-    rows = g.node("Reshape", [attention, "flat"], [f"{p}.rows"])  # [B S, n_heads head_dim]
-    unpadded = g.node("Gather", [rows, "unpad"], [f"{p}.unpadded"], axis=0)  # [T, same]
-    projected = g.linear(f"{p}.o", unpadded, pack, "o", config.n_heads * config.head_dim)
-    normed, residual = _norm(g, config, pack, f"{p}.ffn_norm", projected, residual)
-    gate_up = g.linear(f"{p}.gate_up", normed, pack, "gate_up", config.d_model)  # [T, 2 d_ffn]
-    g.node("Split", [gate_up, "halves"], [f"{p}.gate", f"{p}.up"], axis=-1)
-    gated = g.node("QuickGelu", [f"{p}.gate"], [f"{p}.silu"], domain=CONTRIB, alpha=1.0)  # x sigmoid(x)
-    inner = g.node("Mul", [gated, f"{p}.up"], [f"{p}.inner"])
-    return g.linear(f"{p}.down", inner, pack, "down", config.d_ffn), residual
-
-
-def _norm(g: GraphBuilder, config: ModelConfig, pack: Pack, name: str, x: str, skip: str | None) -> tuple[str, str]:
-    """RMSNorm of `x + skip`, and that sum."""
-    weight = g.mapped(f"{name}.weight", pack, name.split(".")[1])
-    if skip is None:
-        return g.node("SimplifiedLayerNormalization", [x, weight], [name], axis=-1, epsilon=config.norm_eps), x
-    total = f"{name}.sum"
-    g.node(
-        "SkipSimplifiedLayerNormalization", [x, skip, weight], [name, "", "", total], domain=CONTRIB, epsilon=config.norm_eps
-    )
-    return name, total
-
-
 def head_graph(config: ModelConfig, pack: Pack) -> bytes:
     """Final norm and head: hidden [R, d_model] to logits [R, vocab_size]."""
     if pack.kind is not PackKind.HEAD:
@@ -214,12 +127,13 @@ def head_graph(config: ModelConfig, pack: Pack) -> bytes:
     x = g.input("hidden", TensorProto.FLOAT, ["R", config.d_model])
     weight = g.mapped("norm.weight", pack, "norm")
     normed = g.node("SimplifiedLayerNormalization", [x, weight], ["normed"], axis=-1, epsilon=config.norm_eps)
-    g.linear("logits", normed, pack, "head", config.d_model)
+    if config.logit_softcap is None:
+        g.linear("logits", normed, pack, "head", config.d_model)
+    else:
+        cap = g.constant("cap", np.array(config.logit_softcap, np.float32))
+        bounded = g.node(
+            "Tanh", [g.node("Div", [g.linear("raw", normed, pack, "head", config.d_model), cap], ["scaled"])], ["tanh"]
+        )
+        g.node("Mul", [bounded, cap], ["logits"])
     g.output("logits", TensorProto.FLOAT, ["R", config.vocab_size])
     return g.model()
-
-
-def rotary_tables(config: ModelConfig, ctx: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines [ctx, head_dim / 2] of every position's rotation angles."""
-    angles = np.outer(np.arange(ctx, dtype=np.float64), config.rope.inverse_frequencies(config.head_dim).astype(np.float64))
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

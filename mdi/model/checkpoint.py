@@ -63,8 +63,13 @@ class Checkpoint:
         return self.head == self.embedding
 
     def block_tensors(self, block: int) -> dict[Role, str]:
-        """Tensor names of one block by what they do."""
-        return self.config.family.block_tensors(block)
+        """Names of the tensors that one block has, by what they do; its experts' aside."""
+        names = self.config.family.block_tensors(block)
+        return {role: names[role] for role in self.config.block_shapes(block)}
+
+    def expert_tensors(self, block: int, expert: int) -> dict[Role, str]:
+        """Names of one expert's gate, up and down in a sparse block."""
+        return self.config.family.expert_tensors(block, expert)
 
     def raw(self, name: str) -> tuple[NDArray[Any], str]:
         """A read-only view of the stored values, and their type: "F32", "F16", or "BF16" as uint16 bits."""
@@ -73,6 +78,9 @@ class Checkpoint:
 
     def table(self, name: str) -> StoredTable:
         return self.raw(name)
+
+    def forms(self, name: str) -> None:
+        """None: the parts of GPTQ and AWQ are known when they are read."""
 
     def linear(self, name: str) -> Linear:
         """See `WeightSource`. GPTQ and AWQ matrices come as their codes."""
@@ -95,6 +103,10 @@ class Checkpoint:
                 return bits.view(np.float32)
             case _:
                 return values.astype(np.float32, copy=False)
+
+    def norm(self, name: str) -> NDArray[np.float32]:
+        """A norm's weight as it multiplies: some families' files leave out an offset."""
+        return self.tensor(name) + np.float32(self.config.family.norm_offset)
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for these weights, the same wherever the files lie; 13 GB take seconds.
@@ -145,9 +157,10 @@ class Checkpoint:
     def _check(self) -> None:
         matrix = (self.config.vocab_size, self.config.d_model)
         expected = {self.embedding: matrix, self.final_norm: (self.config.d_model,), self.head: matrix}
-        shapes = self.config.block_shapes()
         for block in range(self.config.n_blocks):
+            shapes = self.config.block_shapes(block)
             expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
+            expected |= self._expert_shapes(block)
         self._shapes = MappingProxyType(expected)
         for name, shape in expected.items():
             if self._coding is not None and (coded := self._coded(name)):
@@ -160,6 +173,15 @@ class Checkpoint:
             raise ModelError(f"{self.directory} lacks the tensor {missing[0]}{more}", hint=AGAIN)
         for name, shape in expected.items():
             self._check_tensor(name, shape, self._where[name].tensors[name])
+
+    def _expert_shapes(self, block: int) -> dict[str, tuple[int, ...]]:
+        experts = self.config.experts if block in self.config.sparse_blocks else None
+        shapes = self.config.expert_shapes()
+        return {
+            name: shapes[role]
+            for expert in range(experts.n_experts if experts is not None else 0)
+            for role, name in self.expert_tensors(block, expert).items()
+        }
 
     def _check_tensor(self, name: str, shape: tuple[int, ...], found: StoredTensor) -> None:
         if found.shape != shape:

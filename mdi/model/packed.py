@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
-from mdi.model.families import Role
-from mdi.model.linear import Linear, Part, Quantised, dequantise, fuse
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout
+from mdi.model.linear import Linear, Quantised, dequantise, fuse
+from mdi.model.linear import Part as LinearRows
 from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
 from mdi.model.quantise import WeightFormat, quantise
 from mdi.model.resume import PartLog
@@ -85,7 +86,7 @@ def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, prog
         return known
     packs_directory.mkdir(parents=True, exist_ok=True)
     log = PartLog(path.with_suffix(".parts"))
-    _check_room(source.config, fmt, packs_directory, log.n_bytes)
+    _check_room(source, fmt, packs_directory, log.n_bytes)
     packed = _convert(source, fmt, packs_directory, log, progress or (lambda done, total: None))
     whole = path.with_suffix(".partial")
     whole.write_text(json.dumps(packed.to_json()))
@@ -117,7 +118,7 @@ def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, log: Part
         return write_pack(directory, PackKind.BLOCK, block_tensors(source, index, fmt))
 
     def head() -> PackRef:
-        norm, matrix = source.tensor(source.final_norm), fuse(linear_parts(source, source.head, fmt))
+        norm, matrix = source.norm(source.final_norm), fuse(linear_parts(source, source.head, fmt))
         return write_pack(directory, PackKind.HEAD, {"norm": norm, "head": matrix})
 
     steps: dict[str, Callable[[], PackRef]] = {
@@ -151,38 +152,84 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat) -> Linear:
     if source.quantised and fmt.bits == 4:
         fmt = WeightFormat(8, fmt.block)
 
-    def as_asked(part: Part) -> Part:
-        return part if isinstance(part, Quantised) or not fmt.quantised else quantise(part, fmt)
+    def as_asked(part: LinearRows) -> LinearRows:
+        return part if isinstance(part, Quantised) else _rounded(part, fmt)
 
     return tuple(as_asked(part) for part in source.linear(name))
 
 
 def block_tensors(source: WeightSource, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any] | Linear]:
-    """One block's pack: queries, keys and values in one matrix, gate and up in another, so that each input is read once."""
+    """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names = source.block_tensors(block)
 
-    def fused(name: str, *roles: Role) -> dict[str, NDArray[Any] | Linear]:
-        return {name: fuse([part for role in roles for part in linear_parts(source, names[role], fmt)])}
+    def plain(part: Part) -> NDArray[np.float32]:
+        read = source.norm if part.stored is Stored.NORM else source.tensor
+        return _stacked([read(names[role]) for role in part.roles if role in names])
 
-    return {
-        "attn_norm": source.tensor(names[Role.INPUT_NORM]),
-        **fused("qkv", Role.Q, Role.K, Role.V),
-        **fused("o", Role.O),
-        "ffn_norm": source.tensor(names[Role.POST_NORM]),
-        **fused("gate_up", Role.GATE, Role.UP),
-        **fused("down", Role.DOWN),
-    }
+    def fused(part: Part) -> Linear:
+        return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt)])
+
+    tensors: dict[str, NDArray[Any] | Linear] = {}
+    for placed in block_layout(source.config, block):
+        match placed.part.stored:
+            case Stored.NORM | Stored.PLAIN:
+                tensors[placed.part.name] = plain(placed.part)
+            case Stored.LINEAR:
+                tensors[placed.part.name] = fused(placed.part)
+            case Stored.EXPERTS:
+                tensors[placed.part.name] = _expert_rows(source, block, placed, fmt)
+    return tensors
+
+
+def _expert_rows(source: WeightSource, block: int, placed: PlacedPart, fmt: WeightFormat) -> Linear:
+    """One linear layer of all experts' rows, one expert after another; rows of different roles take turns.
+
+    The kernel wants one form for all, so codes of a file are rounded anew.
+    """
+    experts: list[LinearRows] = []
+    for expert in range(placed.shape[0]):
+        names = source.expert_tensors(block, expert)
+        floats = [_stacked([dequantise(rows) for rows in source.linear(names[role])]) for role in placed.part.roles]
+        turns = np.stack(floats, axis=1)  # [N, roles, K]
+        experts.append(_rounded(turns.reshape(-1, turns.shape[-1]), fmt))
+    return fuse(experts)
+
+
+def _rounded(weight: NDArray[np.float32], fmt: WeightFormat) -> LinearRows:
+    return quantise(weight, fmt) if fmt.quantised else weight
+
+
+def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
-    """Bytes of one block and of the head in a format, to within the file headers."""
-    shapes = config.block_shapes()
-    block = sum(fmt.linear_bytes(*shape) if len(shape) == 2 else 4 * shape[0] for shape in shapes.values())
+    """Bytes of the largest block and of the head in a format, to within the file headers."""
+    kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
+    block = max(sum(placed.n_bytes(fmt) for placed in block_layout(config, block)) for block in kinds.values())
     return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
 
 
-def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path, made_bytes: int) -> None:
-    block, head = packed_bytes(config, fmt)
+def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
+    """Bytes of the largest block and of the head, as `packed_bytes`, where a source has forms of its own for some matrices."""
+    config = source.config
+
+    def matrix(name: str, rows: int, columns: int) -> int:
+        forms = source.forms(name)
+        return fmt.linear_bytes(rows, columns) if forms is None else sum(part.n_bytes for part in forms)
+
+    def one(block: int, placed: PlacedPart) -> int:
+        names, shapes = source.block_tensors(block), config.block_shapes(block)
+        if placed.part.stored is not Stored.LINEAR:
+            return placed.n_bytes(fmt)
+        return sum(matrix(names[role], *shapes[role]) for role in placed.part.roles if role in names)
+
+    largest = max(sum(one(block, placed) for placed in block_layout(config, block)) for block in range(config.n_blocks))
+    return largest, matrix(source.head, config.vocab_size, config.d_model) + 4 * config.d_model
+
+
+def _check_room(source: WeightSource, fmt: WeightFormat, directory: Path, made_bytes: int) -> None:
+    config, (block, head) = source.config, source_bytes(source, fmt)
     needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model - made_bytes
     free = shutil.disk_usage(directory).free
     if needed > free:
@@ -195,22 +242,24 @@ def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path, made_by
 class Embedding:
     """Token embeddings, read row by row from the mapped pack: only rows that are used take memory."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, scale: float) -> None:
+        """`scale` is the model's `embedding_scale`."""
         if pack.kind is not PackKind.EMBEDDING:
             raise ModelError(f"pack {pack.path.name} is no embedding")
         self._codes = _single_part(pack) if "embedding" in pack.linears else None
         if self._codes is None:
             self._table = pack.read("embedding")
             self._bf16 = pack.tensors["embedding"].dtype == "BF16"
+        self._scale = np.float32(scale)
 
     def rows(self, token_ids: list[int]) -> NDArray[np.float32]:
         """[T] token ids to [T, d_model]."""
         if self._codes is not None:
-            return dequantise(self._codes.take(np.array(token_ids, np.int64)))
-        rows = self._table[token_ids]
-        if self._bf16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+            rows = dequantise(self._codes.take(np.array(token_ids, np.int64)))
+        else:
+            rows = self._table[token_ids]
+            rows = (rows.astype(np.uint32) << 16).view(np.float32) if self._bf16 else rows.astype(np.float32)
+        return rows if self._scale == 1 else rows * self._scale
 
 
 def _single_part(pack: Pack) -> Quantised:

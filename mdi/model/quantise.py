@@ -19,8 +19,9 @@ CHUNK_VALUES = 1 << 18  # values quantised at a time by one thread: 1 MiB of fp3
 
 
 class Quant(StrEnum):
-    """What `--quant` chooses."""
+    """What `--quant` chooses. AUTO takes files of codes (GGUF, GPTQ, AWQ) as they are, and makes int4 of floats."""
 
+    AUTO = "auto"
     NONE = "none"
     INT8 = "int8"
     INT4 = "int4"
@@ -48,7 +49,7 @@ class WeightFormat:
                 return cls(32)
             case Quant.INT8:
                 return cls(8, block)
-            case Quant.INT4:
+            case Quant.INT4 | Quant.AUTO:
                 return cls(4, block)
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
-from mdi.model.linear import Linear, Quantised
+from mdi.model.linear import Linear, LinearPart, Quantised
 
 StoredTable = tuple[NDArray[Any], str]
 """Values in the file's own type, and that type: "F32", "F16", or "BF16" as uint16 bits."""
@@ -43,10 +43,19 @@ class WeightSource(Protocol):
         """64 hexadecimal digits that stand for these weights and for how this reader understands them."""
 
     def block_tensors(self, block: int) -> dict[Role, str]:
-        """Tensor names of one block by what they do; matrices are for `linear`, the others for `tensor`."""
+        """Names of the tensors that one block has, by what they do; its experts' aside. Matrices are for `linear`, norms for `norm`."""
+
+    def expert_tensors(self, block: int, expert: int) -> dict[Role, str]:
+        """Names of one expert's gate, up and down in a sparse block."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A norm or a bias in fp32, shaped as the config says. The array is the caller's own."""
+        """A bias or a router in fp32, shaped as the config says. The array is the caller's own."""
+
+    def norm(self, name: str) -> NDArray[np.float32]:
+        """A norm's weight as it multiplies, in fp32."""
+
+    def forms(self, name: str) -> tuple[LinearPart, ...] | None:
+        """The forms that `linear` will give a matrix in, without reading it; None for floats, or where only reading tells."""
 
     def linear(self, name: str) -> Linear:
         """A matrix [out, in], rows in the order that the engine computes with (rotary halves, not interleaved pairs).

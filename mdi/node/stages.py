@@ -73,7 +73,7 @@ class Stages:
         self._loading_bytes[session] = spec.memory_bytes
         try:
             packs = [self._packs.open(ref) for ref in spec.packs]
-            engine = await asyncio.to_thread(OnnxEngine, spec.config, packs, spec.shape)
+            engine = await asyncio.to_thread(OnnxEngine, spec.config, packs, spec.shape, spec.blocks.start)
         finally:
             del self._loading_bytes[session]
         stage = LoadedStage(spec, engine)

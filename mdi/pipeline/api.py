@@ -20,7 +20,7 @@ class StarterOptions:
     """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand."""
 
     model: str = "demo"
-    quant: Quant = Quant.INT4
+    quant: Quant = Quant.AUTO
     block: int = DEFAULT_BLOCK
     ctx: int | None = None
     n_slots: int = 1

@@ -89,7 +89,7 @@ class _Work:
 
     def seconds(self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float]) -> tuple[float, float]:
         """(decode, prefill) of a stage of these blocks."""
-        engine = OnnxEngine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads))
+        engine = OnnxEngine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
         hidden = np.random.default_rng(0).standard_normal((self.chunk_tokens, config.d_model), dtype=np.float32)
 
         def step(position: int, count: int) -> NDArray[np.float32]:
@@ -161,7 +161,7 @@ def measure_head(config: ModelConfig, fmt: WeightFormat, threads: int, *, scratc
     n_tokens = min(config.vocab_size, EMBEDDING_TOKENS)
     with scratch_directory(head_bytes + 2 * n_tokens * config.d_model, scratch) as directory:
         head = Head(config, head_pack(directory, config, fmt), threads)
-        embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model))
+        embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model), config.embedding_scale)
         other = np.ones(flushed_bytes // 8, np.uint64)
         greedy = SamplingParams()
 

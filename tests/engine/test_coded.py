@@ -86,8 +86,8 @@ def test_packs_hold_what_the_formula_says(made: Made, packed: tuple[PackedModel,
 
 def logits_of(packed: tuple[PackedModel, Path], ids: list[int]) -> NDArray[np.float32]:
     model, directory = packed
-    engine = OnnxEngine(model.config, open_packs(model, directory, 0, model.config.n_blocks), StageShape(1, 16, threads=1))
-    embedding = Embedding(open_pack(directory / model.embedding.filename))
+    engine = OnnxEngine(model.config, open_packs(model, directory, 0, model.config.n_blocks), StageShape(1, 16, threads=1), 0)
+    embedding = Embedding(open_pack(directory / model.embedding.filename), model.config.embedding_scale)
     hidden = engine.forward([Row(0, 0, len(ids), 0)], embedding.rows(ids))
     return Head(model.config, open_pack(directory / model.head.filename), threads=1).logits(hidden)
 
