@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mdi.model.linear import Linear, Quantised, dequantise, fuse
 from mdi.model.linear import Part as LinearRows
 from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
 from mdi.model.quantise import WeightFormat, quantise
+from mdi.model.resume import PartLog
 from mdi.model.weights import WeightSource
 
 MANIFEST_VERSION = 2
@@ -76,17 +78,20 @@ class PackedModel:
 def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room; whatever happens, only whole packs remain.
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room. Whatever happens, only whole packs remain,
+    and the next call goes on with those: one that was killed loses the part at hand.
     """
-    path = packs_directory / f"{source.fingerprint()}-int{fmt.bits}-{fmt.block}.json"
+    path = packs_directory / f"{source.fingerprint()}-{fmt.name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
     packs_directory.mkdir(parents=True, exist_ok=True)
-    _check_room(source, fmt, packs_directory)
-    packed = _convert(source, fmt, packs_directory, progress or (lambda done, total: None))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(packed.to_json()))
-    partial.replace(path)
+    log = PartLog(path.with_suffix(".parts"))
+    _check_room(source, fmt, packs_directory, log.n_bytes)
+    packed = _convert(source, fmt, packs_directory, log, progress or (lambda done, total: None))
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(packed.to_json()))
+    whole.replace(path)
+    log.close()
     return packed
 
 
@@ -106,18 +111,27 @@ def _has(packs_directory: Path, ref: PackRef) -> bool:
     return path.is_file() and path.stat().st_size == ref.n_bytes
 
 
-def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, progress: Progress) -> PackedModel:
-    config, total = source.config, source.config.n_blocks + 2
-    progress(0, total)
-    embedding_ref = _write_embedding(source, directory)
-    progress(1, total)
-    blocks = []
-    for block in range(config.n_blocks):
-        blocks.append(write_pack(directory, PackKind.BLOCK, block_tensors(source, block, fmt)))
-        progress(block + 2, total)
-    norm, head = source.norm(source.final_norm), fuse(linear_parts(source, source.head, fmt))
-    head_ref = write_pack(directory, PackKind.HEAD, {"norm": norm, "head": head})
-    progress(total, total)
+def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, log: PartLog, progress: Progress) -> PackedModel:
+    config = source.config
+
+    def block(index: int) -> PackRef:
+        return write_pack(directory, PackKind.BLOCK, block_tensors(source, index, fmt))
+
+    def head() -> PackRef:
+        norm, matrix = source.norm(source.final_norm), fuse(linear_parts(source, source.head, fmt))
+        return write_pack(directory, PackKind.HEAD, {"norm": norm, "head": matrix})
+
+    steps: dict[str, Callable[[], PackRef]] = {
+        "embedding": lambda: _write_embedding(source, directory),
+        **{f"block {index}": partial(block, index) for index in range(config.n_blocks)},
+        "head": head,
+    }
+    for done, (part, make) in enumerate(steps.items()):
+        progress(done, len(steps))
+        if part not in log.made:
+            log.add(part, make())
+    progress(len(steps), len(steps))
+    embedding_ref, *blocks, head_ref = (log.made[part] for part in steps)
     return PackedModel(config, fmt, embedding_ref, head_ref, tuple(blocks))
 
 
@@ -214,9 +228,9 @@ def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
     return largest, matrix(source.head, config.vocab_size, config.d_model) + 4 * config.d_model
 
 
-def _check_room(source: WeightSource, fmt: WeightFormat, directory: Path) -> None:
+def _check_room(source: WeightSource, fmt: WeightFormat, directory: Path, made_bytes: int) -> None:
     config, (block, head) = source.config, source_bytes(source, fmt)
-    needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model
+    needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model - made_bytes
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ModelError(

@@ -53,6 +53,11 @@ class WeightFormat:
                 return cls(4, block)
 
     @property
+    def name(self) -> str:
+        """For file names."""
+        return f"int{self.bits}-{self.block}" if self.quantised else "fp32"
+
+    @property
     def quantised(self) -> bool:
         return self.bits != 32
 
