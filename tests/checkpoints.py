@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 
 TINY: dict[str, Any] = {
     "vocab_size": 320,
@@ -26,7 +39,34 @@ LLAMA3_ROPE: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-# Every kind of checkpoint that is supported, by what is special about it.
+TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GEMMA: dict[str, Any] = TOKENS | {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 16}
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0],
+}
+QWEN3_MOE: dict[str, Any] = TOKENS | {
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "mlp_only_layers": [1],
+}
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "smollm3": SmolLM3Config,
+    "phi3": Phi3Config,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "mixtral": MixtralConfig,
+    "qwen3moe": Qwen3MoeConfig,
+}
+# Every kind of checkpoint that is supported, by its family (the first word) and what is special about it.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-tied": {"tie_word_embeddings": True},
@@ -37,7 +77,42 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama-linear-rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}},
     "mistral": {"sliding_window": None},
     "mistral-window": {"sliding_window": 16},
+    "llama-biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": TOKENS | {"tie_word_embeddings": True},
+    "qwen2-window": TOKENS | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+    "qwen3": TOKENS | {"head_dim": 32},
+    "qwen3-biases": TOKENS | {"head_dim": 16, "attention_bias": True},
+    "smollm3": TOKENS | {"no_rope_layer_interval": 2},
+    "smollm3-window": TOKENS | {"no_rope_layers": [1, 0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 16},
+    "phi3": TOKENS | {"sliding_window": 24},
+    "phi3-short": TOKENS | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128},
+    "phi3-long": TOKENS | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    "phi3-partial": TOKENS
+    | {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "original_max_position_embeddings": 32,
+        "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.5},
+    },
+    "gemma2": GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "gemma2-no-softcaps": GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3": GEMMA
+    | {
+        "sliding_window_pattern": 3,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
+    "mixtral": {"num_local_experts": 4},
+    "qwen3moe": QWEN3_MOE,
+    "qwen3moe-normalised": QWEN3_MOE | {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 2},
 }
+
+
+def hf_config(kind: str, **overrides: Any) -> PreTrainedConfig:
+    """transformers' own config of one of `KINDS`."""
+    return CONFIGS[kind.split("-")[0]](**TINY | KINDS[kind] | {"initializer_range": 0.2} | overrides)
 
 
 def make_checkpoint(
@@ -51,21 +126,18 @@ def make_checkpoint(
 ) -> Path:
     """Saves a random model of one of `KINDS`, its config overridden by `overrides`, and returns its directory.
 
-    Weights are ten times larger than transformers' initial ones and norms are not 1, so that a mistake anywhere shows in the
-    logits. A small `shard_size` ("40KB") gives several files and an index.
+    Weights are ten times larger than transformers' initial ones, norms are not 1 and biases not 0, so that a mistake anywhere shows
+    in the logits. A small `shard_size` ("40KB") gives several files and an index.
     """
-    values = TINY | KINDS[kind] | overrides
-    model: LlamaForCausalLM | MistralForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if kind.startswith("mistral"):
-            model = MistralForCausalLM(MistralConfig(**values, initializer_range=0.2))
-        else:
-            model = LlamaForCausalLM(LlamaConfig(**values, initializer_range=0.2))
+        model = AutoModelForCausalLM.from_config(hf_config(kind, **overrides))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:
                     parameter.uniform_(0.5, 1.5)
+                elif name.endswith("bias"):
+                    parameter.uniform_(-0.5, 0.5)
     model.to(dtype).save_pretrained(directory, max_shard_size=shard_size)
     return directory
 

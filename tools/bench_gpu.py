@@ -72,7 +72,7 @@ def measure(config: ModelConfig, quant: Quant, args: argparse.Namespace, device:
     shape = StageShape(n_slots=1, ctx=args.ctx, threads=args.threads)
     with scratch_directory(sum(packed_bytes(config, fmt)), args.scratch) as directory:
         packs = block_packs(directory, config, fmt, 1) * config.n_blocks
-        engine = TorchEngine(config, packs, shape, device)
+        engine = TorchEngine(config, packs, shape, 0, device)
         head = TorchHead(config, head_pack(directory, config, fmt), args.threads, device)
         hidden = np.random.default_rng(0).standard_normal((args.chunk, config.d_model), dtype=np.float32)
         for start in range(0, args.position, args.chunk):

@@ -8,13 +8,18 @@ import typer
 
 from mdi.errors import UserError
 
-QuantName = Literal["none", "int8", "int4"]
+QuantName = Literal["auto", "none", "int8", "int4"]
 ObjectiveName = Literal["latency", "throughput"]
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="NAME|DIR", help="A built-in model's name, or the directory of a checkpoint.")
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME|PATH", help="A built-in model's name, a checkpoint's directory, or a GGUF file."
+    ),
 ]
-Quant = Annotated[QuantName, typer.Option(help="How weights are kept: int4 is smallest and fastest, none is exact.")]
+Quant = Annotated[
+    QuantName, typer.Option(help="How weights are kept: auto is int4, but quantised files as they are; none is fp32.")
+]
 Block = Annotated[
     int | None, typer.Option(metavar="N", help="Weights that share one scale, 64 or 128.  [default: 128]", show_default=False)
 ]

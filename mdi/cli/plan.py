@@ -25,7 +25,7 @@ def plan(
     objective: given.Objective = "latency",
     split: given.Split = None,
     min_nodes: given.MinNodes = 1,
-    quant: given.Quant = "int4",
+    quant: given.Quant = "auto",
     block: given.Block = None,
     ctx: given.Ctx = None,
     peer: given.Peer = None,

@@ -57,7 +57,7 @@ def run(
     no_speculation: wished.NoSpeculation = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the turn: for benchmarks.")] = False,
     ctx: given.Ctx = None,
-    quant: given.Quant = "int4",
+    quant: given.Quant = "auto",
     block: given.Block = None,
     objective: given.Objective = "latency",
     split: given.Split = None,

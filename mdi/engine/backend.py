@@ -44,15 +44,18 @@ class Backend:
 
         return torch.device("cpu" if self.device == TORCH_CPU else self.device)
 
-    def make_engine(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape) -> Engine:
-        """Loads consecutive blocks. Raises ModelError for packs that do not fit, NoRoom when the device's memory is full."""
+    def make_engine(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape, start: int) -> Engine:
+        """Loads consecutive blocks of the model, from block `start` on.
+
+        Raises ModelError for packs that do not fit, NoRoom when the device's memory is full.
+        """
         if self.runtime is None:
             from mdi.engine.onnx_engine import OnnxEngine
 
-            return OnnxEngine(config, packs, shape)
+            return OnnxEngine(config, packs, shape, start)
         from mdi.engine.torch_engine import TorchEngine
 
-        return TorchEngine(config, packs, shape, self.torch_device)
+        return TorchEngine(config, packs, shape, start, self.torch_device)
 
     def make_head(self, config: ModelConfig, pack: Pack, threads: int) -> Head:
         """Loads final norm and output matrix. Raises as `make_engine` does."""

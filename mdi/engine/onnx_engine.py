@@ -14,8 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mdi.engine.batch import Layout, Span
-from mdi.engine.graph import head_graph, stage_graph
+from mdi.engine.graph import head_graph
 from mdi.engine.protocol import StageShape
+from mdi.engine.stage_graph import stage_graph
 from mdi.errors import InternalError, ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.packs import Pack
@@ -54,15 +55,15 @@ def untouched(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 class OnnxEngine:
-    """An Engine (see `protocol.py`) on onnxruntime's CPU kernels. All packs must lie in one directory."""
+    """An Engine (see `protocol.py`) on onnxruntime's CPU kernels. `packs`, in one directory, are the model's blocks from `first_block`."""
 
-    def __init__(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape) -> None:
+    def __init__(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape, first_block: int) -> None:
         if not packs:
             raise InternalError("a stage has at least one block")
         self._config = config
         self._shape = shape
         self._n_blocks = len(packs)
-        self._session = open_session(stage_graph(config, packs, shape.ctx), packs[0].path.parent, shape.threads)
+        self._session = open_session(stage_graph(config, packs, shape.ctx, first_block), packs[0].path.parent, shape.threads)
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
         self._kv = untouched(kv_shape)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2

@@ -40,6 +40,7 @@ class TorchEngine:
         config: ModelConfig,
         packs: Sequence[Pack],
         shape: StageShape,
+        start: int,
         device: torch.device,
         *,
         dtype: torch.dtype | None = None,
@@ -52,7 +53,7 @@ class TorchEngine:
         set_threads(device, shape.threads)
         with torch.no_grad(), on_device(device), out_of_memory(device):
             self._stage = TorchStage(
-                config, packs, shape, device, dtype or compute_dtype(device), kernels or kernels_for(device)
+                config, packs, shape, start, device, dtype or compute_dtype(device), kernels or kernels_for(device)
             )
             self._steps = DecodeSteps(self._stage)
 

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mdi.engine.graph import rotary_tables
 from mdi.engine.protocol import StageShape
 from mdi.engine.torch_blocks import BlockKV, BlockShape, attention, attention_mask, load_block
 from mdi.engine.torch_kernels import EAGER, FUSED_ROWS, Functions, Kernels, difference
+from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
+from mdi.model.layout import block_layout
 from mdi.model.packs import Pack
 
 KV_STEP = 64  # KV lengths are multiples of it: masks of CUDA's attention kernels must be aligned to 16 values
 LEAST_LENGTH = 256  # KV of a decode step is read in lengths of powers of two from here on: at most twice what is needed
+
+LLAMA_PARTS = {"attn_norm", "qkv", "o", "ffn_norm", "gate_up", "down"}
 
 Attend: TypeAlias = Callable[[Tensor, BlockKV], Tensor]
 
@@ -35,19 +38,21 @@ class TorchStage:
         config: ModelConfig,
         packs: Sequence[Pack],
         shape: StageShape,
+        start: int,
         device: torch.device,
         dtype: torch.dtype,
         kernels: Kernels,
     ) -> None:
+        _check_computed(config)
         self.device = device
         self.n_slots = shape.n_slots
         self.d_model = config.d_model
         self.capacity = _round_up(shape.ctx + 1, KV_STEP)
-        self._window = config.sliding_window
+        self._window = config.window(start)
         self._shape = BlockShape.of(config, dtype)
         self._blocks = [load_block(pack, config, device, dtype) for pack in packs]
         self._kv = [BlockKV.empty(shape.n_slots, self._shape, self.capacity, device) for _ in packs]
-        cos, sin = rotary_tables(config, self.capacity)
+        cos, sin = config.rope.tables(config.head_dim, self.capacity)
         self._cos, self._sin = (torch.from_numpy(table).to(device).unsqueeze(1) for table in (cos, sin))
         self._heads = torch.arange(config.n_kv_heads, device=device)
         self._kernels = self._proven(kernels)
@@ -142,6 +147,15 @@ class TorchStage:
     def chunk_length(self, total: int) -> int:
         """The KV length that any other step reads."""
         return min(self.capacity, _round_up(total, KV_STEP))
+
+
+def _check_computed(config: ModelConfig) -> None:
+    """Raises ModelError for what only the onnxruntime engine computes so far."""
+    some = config.windowed_blocks and len(config.windowed_blocks) < config.n_blocks
+    special = (config.attention_scale, config.attention_softcap, config.experts, config.local_rope)
+    parts = {placed.part.name for placed in block_layout(config, 0)}
+    if some or config.unrotated_blocks or any(value is not None for value in special) or parts != LLAMA_PARTS:
+        raise ModelError(f"{config.architecture} is not computed by torch", hint="use --device cpu on that node")
 
 
 def row_class(n_rows: int, n_slots: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdi.errors import ModelError
-from mdi.model.packs import DTYPES, Pack, PackTensor
+from mdi.model.packs import DTYPES, Pack, PackedPart, PackTensor
 
 
 class PlainPart(NamedTuple):
@@ -105,15 +105,35 @@ def _weights(part: CodedPart, codes: Tensor) -> Tensor:
 
 
 def load_linear(pack: Pack, name: str, columns: int, device: torch.device, dtype: torch.dtype) -> Linear:
-    """The linear layer `name` of a pack, on the device. Raises ModelError when it has not `columns` columns."""
-    if not pack.fmt.quantised:
-        weight = load_tensor(pack, f"{name}.weight")
-        _check_columns(pack, name, weight.shape[-1], columns)
-        return (PlainPart(weight.to(device, dtype)),)
-    codes, scales = load_tensor(pack, f"{name}.codes"), load_tensor(pack, f"{name}.scales")
-    blocks = -(-columns // pack.fmt.block)
-    _check_columns(pack, name, codes.shape[1] * pack.fmt.block, blocks * pack.fmt.block)
-    return (CodedPart(codes.to(device), scales.to(device), None, None, pack.fmt.bits, columns),)
+    """The linear layer `name` of a pack, on the device. Raises ModelError when it is missing or has not `columns` columns."""
+    places = pack.linears.get(name, ())
+    if not places or places[0].part.columns != columns:
+        raise ModelError(f"pack {pack.path.name} has no linear layer {name} of {columns} columns")
+    return tuple(_load_part(pack, place, device, dtype) for place in places)
+
+
+def _load_part(pack: Pack, place: PackedPart, device: torch.device, dtype: torch.dtype) -> Part:
+    part = place.part
+    tensors = {kind: load_tensor(pack, f"{place.prefix}.{kind}") for kind in part.tensors()}
+    if part.bits == 32:
+        return PlainPart(tensors["weight"].to(device, dtype))
+    shift = tensors.get("correction")
+    if part.zeros:
+        packed = tensors["zeros"]
+        zeros = packed if part.bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, : part.blocks]
+        centred = -zeros.float() * tensors["scales"]
+        shift = centred if shift is None else shift + centred
+    elif shift is not None:
+        shift = shift - (1 << (part.bits - 1)) * tensors["scales"]
+    order = tensors.get("order")
+    return CodedPart(
+        tensors["codes"].to(device),
+        tensors["scales"].to(device),
+        None if shift is None else shift.to(device),
+        None if order is None else order.to(device, torch.int64),
+        part.bits,
+        part.columns,
+    )
 
 
 def load_vector(pack: Pack, name: str, device: torch.device) -> Tensor:
@@ -134,11 +154,6 @@ def _mapped(pack: Pack, place: PackTensor) -> Tensor:
     array = np.memmap(pack.path, DTYPES[place.dtype], mode="c", offset=place.offset, shape=place.shape)
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if place.dtype == "BF16" else tensor
-
-
-def _check_columns(pack: Pack, name: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise ModelError(f"pack {pack.path.name} has {found} columns in {name}, not {wanted}")
 
 
 def linear_bytes(parts: Linear) -> int:

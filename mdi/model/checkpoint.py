@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,8 +15,13 @@ from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.fields import Fields
-from mdi.model.shards import AGAIN, DTYPES, Shard, StoredTensor
+from mdi.model.gptq_awq import Coding
+from mdi.model.linear import Linear
+from mdi.model.shards import AGAIN, FLOATS, Shard
+from mdi.model.shards import StoredTensor as TensorPlace
+from mdi.model.weights import StoredTable, StoredTensor
 
+WEIGHT = ".weight"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -25,15 +30,17 @@ COMPARE_BYTES = 1 << 20  # at a time, when two tensors are compared
 
 
 class Checkpoint:
-    """The weights of one model, checked against its config when opened, before anything is converted.
+    """The weights of one model (a `WeightSource`), checked against its config when opened, before anything is converted.
 
     Nothing is held but what the caller keeps, and views are memory-mapped. Tensors that the family does not name
     (such as `rotary_emb.inv_freq`) are ignored. Files must not change while it is open.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard]) -> None:
+    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard], coding: Coding | None = None) -> None:
         self.directory = directory
         self.config = config
+        self.quantised = coding is not None
+        self._coding = coding
         self._shards = MappingProxyType(dict(shards))
         self._where = {name: shard for shard in shards.values() for name in shard.tensors}
         self.embedding, self.head = self._embedding_and_head()
@@ -48,7 +55,8 @@ class Checkpoint:
         Raises ModelError: no weights, a missing or truncated file, or a tensor that is missing, misshapen or of another type.
         """
         config = config or read_config(directory)
-        return cls(directory, config, {name: Shard.open(directory / name) for name in _shard_names(directory)})
+        shards = {name: Shard.open(directory / name) for name in _shard_names(directory)}
+        return cls(directory, config, shards, Coding.find(directory))
 
     @property
     def head_is_embedding(self) -> bool:
@@ -56,13 +64,34 @@ class Checkpoint:
         return self.head == self.embedding
 
     def block_tensors(self, block: int) -> dict[Role, str]:
-        """Tensor names of one block by what they do."""
-        return self.config.family.block_tensors(block)
+        """Names of the tensors that one block has, by what they do; its experts' aside."""
+        names = self.config.family.block_tensors(block)
+        return {role: names[role] for role in self.config.block_shapes(block)}
+
+    def expert_tensors(self, block: int, expert: int) -> dict[Role, str]:
+        """Names of one expert's gate, up and down in a sparse block."""
+        return self.config.family.expert_tensors(block, expert)
 
     def raw(self, name: str) -> tuple[NDArray[Any], str]:
         """A read-only view of the stored values, and their type: "F32", "F16", or "BF16" as uint16 bits."""
         shard = self._where[name]
         return shard.raw(name), shard.tensors[name].dtype
+
+    def table(self, name: str) -> StoredTable:
+        return self.raw(name)
+
+    def forms(self, name: str) -> None:
+        """None: the parts of GPTQ and AWQ are known when they are read."""
+
+    def linear(self, name: str) -> Linear:
+        """See `WeightSource`. GPTQ and AWQ matrices come as their codes."""
+        coded = self._coded(name)
+        if self._coding is None or not coded:
+            return (self.tensor(name),)
+        module = name.removesuffix(WEIGHT)
+        arrays = {kind: self._where[each].read(each) for kind, each in coded.items() if kind != "scales"}
+        arrays["scales"] = self.tensor(coded["scales"])
+        return (self._coding.decode(module, self._shapes[name], arrays),)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""
@@ -76,6 +105,10 @@ class Checkpoint:
             case _:
                 return values.astype(np.float32, copy=False)
 
+    def norm(self, name: str) -> NDArray[np.float32]:
+        """A norm's weight as it multiplies: some families' files leave out an offset."""
+        return self.tensor(name) + np.float32(self.config.family.norm_offset)
+
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for these weights, the same wherever the files lie; 13 GB take seconds.
 
@@ -83,6 +116,8 @@ class Checkpoint:
         Any training changes whole tensors, so it is seen; an edit of single bytes by hand between the samples is not.
         """
         digest = hashlib.sha256(self.config.to_json().encode())
+        if self._coding is not None:
+            digest.update(repr(self._coding).encode())
         for name, shard in sorted(self._shards.items()):
             digest.update(f"\n{name} {shard.data.size}\n".encode())
             digest.update(shard.data[: shard.header_bytes].tobytes())
@@ -92,10 +127,24 @@ class Checkpoint:
                     digest.update(shard.data[start : min(start + SAMPLE_BYTES, tensor.stop)].tobytes())
         return digest.hexdigest()
 
+    def inventory(self) -> Iterator[StoredTensor]:
+        for shard in self._shards.values():
+            for name, tensor in shard.tensors.items():
+                yield StoredTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
+
+    def _coded(self, name: str) -> dict[str, str]:
+        """The tensors that stand for a matrix in GPTQ's or AWQ's form, by kind; none for one that is stored as floats."""
+        if self._coding is None or name in self._where or not name.endswith(WEIGHT):
+            return {}
+        names = self._coding.tensor_names(name.removesuffix(WEIGHT))
+        return {kind: each for kind, each in names.items() if each in self._where} if names["qweight"] in self._where else {}
+
     def _embedding_and_head(self) -> tuple[str, str]:
         """As transformers 5 ties: a config says tied, but two different tensors stay two, and one serves for a missing one."""
         embedding, head = self.config.family.embedding, self.config.family.head
         if not self.config.tied_head:
+            return embedding, head
+        if self._coded(head):
             return embedding, head
         if head not in self._where:
             return embedding, embedding
@@ -114,9 +163,16 @@ class Checkpoint:
     def _check(self) -> None:
         matrix = (self.config.vocab_size, self.config.d_model)
         expected = {self.embedding: matrix, self.final_norm: (self.config.d_model,), self.head: matrix}
-        shapes = self.config.block_shapes()
         for block in range(self.config.n_blocks):
+            shapes = self.config.block_shapes(block)
             expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
+            expected |= self._expert_shapes(block)
+        self._shapes = MappingProxyType(expected)
+        for name, shape in expected.items():
+            if self._coding is not None and (coded := self._coded(name)):
+                found = {kind: self._where[each].tensors[each] for kind, each in coded.items()}
+                self._coding.check(name.removesuffix(WEIGHT), shape, found)
+        expected = {name: shape for name, shape in expected.items() if not self._coded(name)}
         missing = [name for name in expected if name not in self._where]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -124,15 +180,24 @@ class Checkpoint:
         for name, shape in expected.items():
             self._check_tensor(name, shape, self._where[name].tensors[name])
 
-    def _check_tensor(self, name: str, shape: tuple[int, ...], found: StoredTensor) -> None:
+    def _expert_shapes(self, block: int) -> dict[str, tuple[int, ...]]:
+        experts = self.config.experts if block in self.config.sparse_blocks else None
+        shapes = self.config.expert_shapes()
+        return {
+            name: shapes[role]
+            for expert in range(experts.n_experts if experts is not None else 0)
+            for role, name in self.expert_tensors(block, expert).items()
+        }
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...], found: TensorPlace) -> None:
         if found.shape != shape:
             raise ModelError(
                 f"{name} in {self._where[name].path} has the shape {list(found.shape)}, but config.json means {list(shape)}",
                 hint="config.json and the weights are of different models: download both again",
             )
-        if found.dtype not in DTYPES:
+        if found.dtype not in FLOATS:
             raise ModelError(
-                f"{name} in {self._where[name].path} is stored as {found.dtype}; only {', '.join(DTYPES)} can be read",
+                f"{name} in {self._where[name].path} is stored as {found.dtype}; only {', '.join(FLOATS)} can be read",
                 hint="use the model's fp16 or bf16 checkpoint; mdi quantises by itself",
             )
 

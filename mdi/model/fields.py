@@ -18,7 +18,7 @@ class Fields:
     """A JSON object and where it came from (`origin`, said in every error). Unknown fields are left alone.
 
     Every method raises ModelError for a value of another kind. A field with a default may be absent or null, others not;
-    `optional_integer` and `token_ids` alone tell null (nothing) from absent (the default).
+    `optional_integer`, `optional_number` and `token_ids` alone tell null (nothing) from absent (the default).
     """
 
     values: Mapping[str, Any]
@@ -62,6 +62,26 @@ class Fields:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MAX_FLOAT:
             raise self.refusal(name, "a number above zero")
         return float(value)
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """None when the field is null; `default` when it is absent."""
+        return None if self.values.get(name, default) is None else self.number(name, default)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of numbers as `number` takes them."""
+        values = self.values.get(name)
+        if not isinstance(values, list):
+            raise self.refusal(name, "a list of numbers above zero")
+        return tuple(Fields({name: value}, self.origin).number(name) for value in values)
+
+    def integers(self, name: str, below: int) -> tuple[int, ...] | None:
+        """A list of whole numbers from 0 to `below - 1`; None when the field is absent or null."""
+        values = self.values.get(name)
+        if values is None:
+            return None
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < below for value in values):
+            raise self.refusal(name, f"a list of whole numbers below {below}")
+        return tuple(values)
 
     def boolean(self, name: str, default: bool | None = None) -> bool:
         value = self._value(name, default)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
-from mdi.model.families import Role
-from mdi.model.packs import Pack, PackKind, PackRef, linear_tensors, open_pack, write_pack
-from mdi.model.quantise import WeightFormat
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout
+from mdi.model.linear import Linear, Quantised, dequantise, fuse
+from mdi.model.linear import Part as LinearRows
+from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
+from mdi.model.quantise import WeightFormat, quantise
+from mdi.model.resume import PartLog
+from mdi.model.weights import WeightSource
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 Progress = Callable[[int, int], None]  # parts done, parts in all
 
@@ -71,20 +75,23 @@ class PackedModel:
         )
 
 
-def prepare(checkpoint: Checkpoint, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
-    """The checkpoint's packs: those made before if all are there, else made now.
+def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
+    """The model's packs: those made before if all are there, else made now.
 
-    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room; whatever happens, only whole packs remain.
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room. Whatever happens, only whole packs remain,
+    and the next call goes on with those: one that was killed loses the part at hand.
     """
-    path = packs_directory / f"{checkpoint.fingerprint()}-int{fmt.bits}-{fmt.block}.json"
+    path = packs_directory / f"{source.fingerprint()}-{fmt.name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
     packs_directory.mkdir(parents=True, exist_ok=True)
-    _check_room(checkpoint.config, fmt, packs_directory)
-    packed = _convert(checkpoint, fmt, packs_directory, progress or (lambda done, total: None))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(packed.to_json()))
-    partial.replace(path)
+    log = PartLog(path.with_suffix(".parts"))
+    _check_room(source, fmt, packs_directory, log.n_bytes)
+    packed = _convert(source, fmt, packs_directory, log, progress or (lambda done, total: None))
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(packed.to_json()))
+    whole.replace(path)
+    log.close()
     return packed
 
 
@@ -104,51 +111,126 @@ def _has(packs_directory: Path, ref: PackRef) -> bool:
     return path.is_file() and path.stat().st_size == ref.n_bytes
 
 
-def _convert(checkpoint: Checkpoint, fmt: WeightFormat, directory: Path, progress: Progress) -> PackedModel:
-    config, total = checkpoint.config, checkpoint.config.n_blocks + 2
-    progress(0, total)
-    embedding, dtype = checkpoint.raw(checkpoint.embedding)
-    bf16 = frozenset({"embedding"} if dtype == "BF16" else ())
-    embedding_ref = write_pack(directory, PackKind.EMBEDDING, fmt, {"embedding": embedding}, bf16=bf16)
-    progress(1, total)
-    blocks = []
-    for block in range(config.n_blocks):
-        blocks.append(write_pack(directory, PackKind.BLOCK, fmt, block_tensors(checkpoint, block, fmt)))
-        progress(block + 2, total)
-    head = {"norm": checkpoint.tensor(checkpoint.final_norm)} | linear_tensors("head", checkpoint.tensor(checkpoint.head), fmt)
-    head_ref = write_pack(directory, PackKind.HEAD, fmt, head)
-    progress(total, total)
+def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, log: PartLog, progress: Progress) -> PackedModel:
+    config = source.config
+
+    def block(index: int) -> PackRef:
+        return write_pack(directory, PackKind.BLOCK, block_tensors(source, index, fmt))
+
+    def head() -> PackRef:
+        norm, matrix = source.norm(source.final_norm), fuse(linear_parts(source, source.head, fmt))
+        return write_pack(directory, PackKind.HEAD, {"norm": norm, "head": matrix})
+
+    steps: dict[str, Callable[[], PackRef]] = {
+        "embedding": lambda: _write_embedding(source, directory),
+        **{f"block {index}": partial(block, index) for index in range(config.n_blocks)},
+        "head": head,
+    }
+    for done, (part, make) in enumerate(steps.items()):
+        progress(done, len(steps))
+        if part not in log.made:
+            log.add(part, make())
+    progress(len(steps), len(steps))
+    embedding_ref, *blocks, head_ref = (log.made[part] for part in steps)
     return PackedModel(config, fmt, embedding_ref, head_ref, tuple(blocks))
 
 
-def block_tensors(checkpoint: Checkpoint, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any]]:
-    """One block's pack: queries, keys and values in one matrix, gate and up in another, so that each input is read once."""
-    names = checkpoint.block_tensors(block)
+def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
+    table = source.table(source.embedding)
+    if isinstance(table, Quantised):
+        return write_pack(directory, PackKind.EMBEDDING, {"embedding": (table,)})
+    values, dtype = table
+    bf16 = frozenset({"embedding"} if dtype == "BF16" else ())
+    return write_pack(directory, PackKind.EMBEDDING, {"embedding": values}, bf16=bf16)
 
-    def fused(name: str, *roles: Role) -> dict[str, NDArray[Any]]:
-        parts = [checkpoint.tensor(names[role]) for role in roles]
-        return linear_tensors(name, np.concatenate(parts) if len(parts) > 1 else parts[0], fmt)
 
-    return {
-        "attn_norm": checkpoint.tensor(names[Role.INPUT_NORM]),
-        **fused("qkv", Role.Q, Role.K, Role.V),
-        **fused("o", Role.O),
-        "ffn_norm": checkpoint.tensor(names[Role.POST_NORM]),
-        **fused("gate_up", Role.GATE, Role.UP),
-        **fused("down", Role.DOWN),
-    }
+def linear_parts(source: WeightSource, name: str, fmt: WeightFormat) -> Linear:
+    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says.
+
+    What a quantised file left as floats is sensitive: it gets 8 bits where `fmt` says 4.
+    """
+    if source.quantised and fmt.bits == 4:
+        fmt = WeightFormat(8, fmt.block)
+
+    def as_asked(part: LinearRows) -> LinearRows:
+        return part if isinstance(part, Quantised) else _rounded(part, fmt)
+
+    return tuple(as_asked(part) for part in source.linear(name))
+
+
+def block_tensors(source: WeightSource, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any] | Linear]:
+    """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
+    names = source.block_tensors(block)
+
+    def plain(part: Part) -> NDArray[np.float32]:
+        read = source.norm if part.stored is Stored.NORM else source.tensor
+        return _stacked([read(names[role]) for role in part.roles if role in names])
+
+    def fused(part: Part) -> Linear:
+        return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt)])
+
+    tensors: dict[str, NDArray[Any] | Linear] = {}
+    for placed in block_layout(source.config, block):
+        match placed.part.stored:
+            case Stored.NORM | Stored.PLAIN:
+                tensors[placed.part.name] = plain(placed.part)
+            case Stored.LINEAR:
+                tensors[placed.part.name] = fused(placed.part)
+            case Stored.EXPERTS:
+                tensors[placed.part.name] = _expert_rows(source, block, placed, fmt)
+    return tensors
+
+
+def _expert_rows(source: WeightSource, block: int, placed: PlacedPart, fmt: WeightFormat) -> Linear:
+    """One linear layer of all experts' rows, one expert after another; rows of different roles take turns.
+
+    The kernel wants one form for all, so codes of a file are rounded anew.
+    """
+    experts: list[LinearRows] = []
+    for expert in range(placed.shape[0]):
+        names = source.expert_tensors(block, expert)
+        floats = [_stacked([dequantise(rows) for rows in source.linear(names[role])]) for role in placed.part.roles]
+        turns = np.stack(floats, axis=1)  # [N, roles, K]
+        experts.append(_rounded(turns.reshape(-1, turns.shape[-1]), fmt))
+    return fuse(experts)
+
+
+def _rounded(weight: NDArray[np.float32], fmt: WeightFormat) -> LinearRows:
+    return quantise(weight, fmt) if fmt.quantised else weight
+
+
+def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
-    """Bytes of one block and of the head in a format, to within the file headers."""
-    shapes = config.block_shapes()
-    block = sum(fmt.linear_bytes(*shape) if len(shape) == 2 else 4 * shape[0] for shape in shapes.values())
+    """Bytes of the largest block and of the head in a format, to within the file headers."""
+    kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
+    block = max(sum(placed.n_bytes(fmt) for placed in block_layout(config, block)) for block in kinds.values())
     return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
 
 
-def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path) -> None:
-    block, head = packed_bytes(config, fmt)
-    needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model
+def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
+    """Bytes of the largest block and of the head, as `packed_bytes`, where a source has forms of its own for some matrices."""
+    config = source.config
+
+    def matrix(name: str, rows: int, columns: int) -> int:
+        forms = source.forms(name)
+        return fmt.linear_bytes(rows, columns) if forms is None else sum(part.n_bytes for part in forms)
+
+    def one(block: int, placed: PlacedPart) -> int:
+        names, shapes = source.block_tensors(block), config.block_shapes(block)
+        if placed.part.stored is not Stored.LINEAR:
+            return placed.n_bytes(fmt)
+        return sum(matrix(names[role], *shapes[role]) for role in placed.part.roles if role in names)
+
+    largest = max(sum(one(block, placed) for placed in block_layout(config, block)) for block in range(config.n_blocks))
+    return largest, matrix(source.head, config.vocab_size, config.d_model) + 4 * config.d_model
+
+
+def _check_room(source: WeightSource, fmt: WeightFormat, directory: Path, made_bytes: int) -> None:
+    config, (block, head) = source.config, source_bytes(source, fmt)
+    needed = config.n_blocks * block + head + 4 * config.vocab_size * config.d_model - made_bytes
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ModelError(
@@ -160,18 +242,31 @@ def _check_room(config: ModelConfig, fmt: WeightFormat, directory: Path) -> None
 class Embedding:
     """Token embeddings, read row by row from the mapped pack: only rows that are used take memory."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, scale: float) -> None:
+        """`scale` is the model's `embedding_scale`."""
         if pack.kind is not PackKind.EMBEDDING:
             raise ModelError(f"pack {pack.path.name} is no embedding")
-        self._table = pack.read("embedding")
-        self._bf16 = pack.tensors["embedding"].dtype == "BF16"
+        self._codes = _single_part(pack) if "embedding" in pack.linears else None
+        if self._codes is None:
+            self._table = pack.read("embedding")
+            self._bf16 = pack.tensors["embedding"].dtype == "BF16"
+        self._scale = np.float32(scale)
 
     def rows(self, token_ids: list[int]) -> NDArray[np.float32]:
         """[T] token ids to [T, d_model]."""
-        rows = self._table[token_ids]
-        if self._bf16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+        if self._codes is not None:
+            rows = dequantise(self._codes.take(np.array(token_ids, np.int64)))
+        else:
+            rows = self._table[token_ids]
+            rows = (rows.astype(np.uint32) << 16).view(np.float32) if self._bf16 else rows.astype(np.float32)
+        return rows if self._scale == 1 else rows * self._scale
+
+
+def _single_part(pack: Pack) -> Quantised:
+    match pack.linear("embedding"):
+        case (Quantised() as part,):
+            return part
+    raise ModelError(f"pack {pack.path.name} holds an embedding in a form that is not known")
 
 
 def open_packs(packed: PackedModel, directory: Path, start: int, stop: int) -> list[Pack]:

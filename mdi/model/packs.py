@@ -1,7 +1,10 @@
 """Packs: one block's weights in one safetensors file, named by its SHA-256.
 
-A *block* pack holds `qkv`, `o`, `gate_up` and `down` (each as `.weight` float32 [N, K], or `.codes` and `.scales`) and the two norms.
-An *embedding* pack holds `embedding` in the checkpoint's own data type; a *head* pack holds `norm` and the linear layer `head`.
+A *block* pack holds the linear layers `qkv`, `o`, `gate_up` and `down` and the two norms. An *embedding* pack holds `embedding` in the
+checkpoint's own data type, or as a linear layer; a *head* pack holds `norm` and the linear layer `head`.
+
+The metadata describe every linear layer as a list of `LinearPart`s (see `linear.py`). A layer `L` of one part is `L.weight`,
+or `L.codes`, `L.scales` and so on; of several, `L.0.codes`, `L.1.codes` and so on.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,15 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.quantise import WeightFormat, quantise
+from mdi.model.linear import Linear, LinearPart, Part, described, restored, stored
 
-PACK_VERSION = 1
-MAX_HEADER_BYTES = 64 << 10  # a pack has at most 10 tensors; 64 KiB is a hundred times their header
+PACK_VERSION = 2
+MAX_HEADER_BYTES = 64 << 10  # five linear layers of three parts of five tensors have a header of 8 KiB
 COPY_BYTES = 1 << 20
 ALIGNMENT = 64  # cache line: onnxruntime reads the mapped tensors in place
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
+    "I32": np.dtype(np.int32),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),  # numpy has no bfloat16: its bits
@@ -71,13 +75,21 @@ class PackTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedPart:
+    """A part of a linear layer, and what its tensors' names begin with."""
+
+    part: LinearPart
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
     """An opened pack: its description and the places of its tensors. Nothing is read but the header."""
 
     path: Path
     kind: PackKind
-    fmt: WeightFormat
     tensors: Mapping[str, PackTensor]
+    linears: Mapping[str, tuple[PackedPart, ...]]
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor, mapped read-only."""
@@ -85,36 +97,46 @@ class Pack:
         dtype = DTYPES[place.dtype]
         return np.memmap(self.path, dtype, mode="r", offset=place.offset, shape=place.shape)
 
+    def linear(self, name: str) -> Linear:
+        """A linear layer's parts, mapped read-only (4-bit zeros are unpacked into memory)."""
+        return tuple(
+            restored(each.part, {kind: self.read(f"{each.prefix}.{kind}") for kind in each.part.tensors()})
+            for each in self.linears[name]
+        )
 
-def linear_tensors(name: str, weight: NDArray[np.float32], fmt: WeightFormat) -> dict[str, NDArray[Any]]:
-    """The tensors of one linear layer [N, K] in a format."""
-    if not fmt.quantised:
-        return {f"{name}.weight": weight}
-    packed = quantise(weight, fmt)
-    return {f"{name}.codes": packed.codes, f"{name}.scales": packed.scales}
+
+def packed_parts(name: str, parts: Sequence[LinearPart]) -> tuple[PackedPart, ...]:
+    """The parts of the linear layer `name` with the prefixes that a pack gives them."""
+    if len(parts) == 1:
+        return (PackedPart(parts[0], name),)
+    return tuple(PackedPart(part, f"{name}.{i}") for i, part in enumerate(parts))
 
 
 def write_pack(
     directory: Path,
     kind: PackKind,
-    fmt: WeightFormat,
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: Mapping[str, NDArray[Any] | Linear],
     *,
     bf16: frozenset[str] = frozenset(),
 ) -> PackRef:
-    """Writes a pack under its final name, whole or not at all. Tensors named in `bf16` are uint16 bits of bfloat16."""
-    header: dict[str, Any] = {
-        "__metadata__": {"mdi": json.dumps({"version": PACK_VERSION, "kind": kind, "format": fmt.to_json()}, sort_keys=True)}
+    """Writes a pack under its final name, whole or not at all. Linear layers are given as tuples of parts.
+
+    Tensors named in `bf16` are uint16 bits of bfloat16.
+    """
+    linears = {name: value for name, value in tensors.items() if isinstance(value, tuple)}
+    arrays = _arrays(tensors)
+    description = {
+        "version": PACK_VERSION,
+        "kind": kind,
+        "linears": {name: [described(part).to_json() for part in parts] for name, parts in linears.items()},
     }
+    header: dict[str, Any] = {"__metadata__": {"mdi": json.dumps(description, sort_keys=True)}}
     names = {dtype: name for name, dtype in DTYPES.items()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     offset = 0
     for name, array in arrays.items():
         dtype = "BF16" if name in bf16 else names[array.dtype]
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
-        if array.nbytes % 4:
-            raise ModelError(f"tensor {name} has {array.nbytes} bytes; packs keep tensors aligned to 4 bytes")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with PackWriter(directory) as writer:
@@ -122,6 +144,27 @@ def write_pack(
         for array in arrays.values():
             writer.write(array.data.cast("B"))
         return writer.commit()
+
+
+def _arrays(tensors: Mapping[str, NDArray[Any] | Linear]) -> dict[str, NDArray[Any]]:
+    """Every tensor by its name, in the order of writing: what is not whole 4 bytes long comes last, so that the others stay aligned."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, value in tensors.items():
+        if isinstance(value, tuple):
+            arrays |= _part_arrays(name, value)
+        else:
+            arrays[name] = np.ascontiguousarray(value)
+    return dict(sorted(arrays.items(), key=lambda item: item[1].nbytes % 4 != 0))
+
+
+def _part_arrays(name: str, parts: Linear) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    places: tuple[tuple[PackedPart, Part], ...] = tuple(
+        zip(packed_parts(name, [described(part) for part in parts]), parts, strict=True)
+    )
+    for place, part in places:
+        arrays |= {f"{place.prefix}.{kind}": np.ascontiguousarray(array) for kind, array in stored(part).items()}
+    return arrays
 
 
 class PackWriter:
@@ -174,16 +217,15 @@ def open_pack(path: Path) -> Pack:
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise ModelError(f"{path.name} is not a pack: its header would have {length} bytes")
             header = json.loads(file.read(length))
-        described = json.loads(header.pop("__metadata__")["mdi"])
-        if described["version"] != PACK_VERSION:
-            raise ModelError(
-                f"{path.name} is a pack of version {described['version']}, not {PACK_VERSION}", hint="mdi models rm"
-            )
+        about = json.loads(header.pop("__metadata__")["mdi"])
+        if about["version"] != PACK_VERSION:
+            raise ModelError(f"{path.name} is a pack of version {about['version']}, not {PACK_VERSION}", hint="mdi models rm")
         tensors = {name: _place(name, entry, 8 + length, size) for name, entry in header.items()}
-        return Pack(path, PackKind(described["kind"]), WeightFormat.from_json(described["format"]), tensors)
+        linears = {name: _parts(name, entries, tensors) for name, entries in about["linears"].items()}
+        return Pack(path, PackKind(about["kind"]), tensors, linears)
     except OSError as error:
         raise ModelError(f"pack {path.name} cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError, struct.error) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"{path.name} is not a pack: {error!r}") from error
 
 
@@ -194,6 +236,19 @@ def _place(name: str, entry: Mapping[str, Any], base: int, file_bytes: int) -> P
     if stop - start != expected or start < 0 or base + stop > file_bytes:
         raise ModelError(f"tensor {name} does not fit its pack")
     return PackTensor(entry["dtype"], shape, base + start, stop - start)
+
+
+def _parts(name: str, entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, PackTensor]) -> tuple[PackedPart, ...]:
+    """What the metadata say of a linear layer, checked against the tensors that are there."""
+    parts = packed_parts(name, [LinearPart.from_json(entry) for entry in entries])
+    if not parts or len({each.part.columns for each in parts}) != 1:
+        raise ModelError(f"the parts of the linear layer {name} do not fit each other")
+    for each in parts:
+        for kind, (dtype, shape) in each.part.tensors().items():
+            found = tensors.get(f"{each.prefix}.{kind}")
+            if found is None or (found.dtype, found.shape) != (dtype, shape):
+                raise ModelError(f"the linear layer {name} lacks {kind} of the type {dtype} and the shape {list(shape)}")
+    return parts
 
 
 def verify(path: Path, ref: PackRef) -> bool:

@@ -1,7 +1,4 @@
-"""Weights in the form that `MatMulNBits` computes with: unsigned codes and one fp32 scale per block along K.
-
-A weight is `(code - zero) * scale` with `zero` 8 for 4 bits and 128 for 8 bits. 4-bit codes lie two to a byte, low nibble first.
-"""
+"""From fp32 weights to codes: what `--quant` chooses, and the rounding. The stored forms are those of `linear.py`."""
 
 from __future__ import annotations
 
@@ -15,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError, UserError
+from mdi.model.linear import BLOCK_SIZES, LinearPart, Quantised, pack_nibbles
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes
 DEFAULT_BLOCK = 128  # `make bench`: faster than 64 in decode and prefill on x86-64 with VNNI
 CHUNK_VALUES = 1 << 18  # values quantised at a time by one thread: 1 MiB of fp32 stays in the second-level cache
 
 
 class Quant(StrEnum):
-    """What `--quant` chooses."""
+    """What `--quant` chooses. AUTO takes files of codes (GGUF, GPTQ, AWQ) as they are, and makes int4 of floats."""
 
+    AUTO = "auto"
     NONE = "none"
     INT8 = "int8"
     INT4 = "int4"
@@ -31,7 +29,7 @@ class Quant(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How every linear layer of a model is stored: 32 bits are plain fp32, 8 and 4 are codes with scales."""
+    """How linear layers that come as floats are stored: 32 bits are plain fp32, 8 and 4 are codes with scales."""
 
     bits: int
     block: int = 0
@@ -51,8 +49,13 @@ class WeightFormat:
                 return cls(32)
             case Quant.INT8:
                 return cls(8, block)
-            case Quant.INT4:
+            case Quant.INT4 | Quant.AUTO:
                 return cls(4, block)
+
+    @property
+    def name(self) -> str:
+        """For file names."""
+        return f"int{self.bits}-{self.block}" if self.quantised else "fp32"
 
     @property
     def quantised(self) -> bool:
@@ -60,10 +63,11 @@ class WeightFormat:
 
     def linear_bytes(self, rows: int, columns: int) -> int:
         """Bytes of one [rows, columns] weight."""
-        if not self.quantised:
-            return rows * columns * 4
-        blocks = -(-columns // self.block)
-        return rows * blocks * (self.block * self.bits // 8 + 4)
+        return self.part(rows, columns).n_bytes
+
+    def part(self, rows: int, columns: int) -> LinearPart:
+        """A whole [rows, columns] weight in this format."""
+        return LinearPart(rows, columns, self.bits, self.block)
 
     def to_json(self) -> dict[str, int]:
         return {"bits": self.bits, "block": self.block}
@@ -71,14 +75,6 @@ class WeightFormat:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> WeightFormat:
         return cls(int(data["bits"]), int(data["block"]))
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """codes: uint8 [N, K/block, block*bits/8]; scales: float32 [N, K/block]."""
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.float32]
 
 
 def quantise(weight: NDArray[np.float32], fmt: WeightFormat) -> Quantised:
@@ -101,7 +97,7 @@ def quantise(weight: NDArray[np.float32], fmt: WeightFormat) -> Quantised:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock in its loops
         list(pool.map(work, range(0, n, step)))
-    return Quantised(codes, scales)
+    return Quantised(codes, scales, fmt.bits, k)
 
 
 def _quantise_chunk(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -116,14 +112,5 @@ def _quantise_chunk(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.
     np.clip(scaled, 0, 2 * zero - 1, out=scaled)
     codes = scaled.astype(np.uint8)
     if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        codes = pack_nibbles(codes)
     return codes, scales
-
-
-def dequantise(weight: Quantised, columns: int, bits: int) -> NDArray[np.float32]:
-    """Back to float32 [N, columns]; for tests and for rows of a quantised embedding."""
-    codes = weight.codes
-    if bits == 4:
-        codes = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*codes.shape[:-1], -1)
-    centred = codes.astype(np.float32) - np.float32(1 << (bits - 1))
-    return (centred * weight.scales[..., None]).reshape(len(codes), -1)[:, :columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,15 @@ def read_sentencepiece(path: Path, *, legacy: bool = True) -> Tokenizer:
     if proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces:
         raise ModelError(f"{path} rewrites text before splitting it, which is not supported", hint=CONVERT)
     pieces = {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)}
-    unknown = next((piece.piece for piece in proto.pieces if piece.type == Piece.UNKNOWN), None)
-    bpe = models.BPE(
-        vocab=pieces,
-        merges=_merges(proto, pieces),
-        unk_token=unknown,
-        fuse_unk=True,
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == Piece.NORMAL}
+    tokenizer = sentencepiece_bpe(
+        pieces,
+        scores,
+        unknown=next((piece.piece for piece in proto.pieces if piece.type == Piece.UNKNOWN), None),
         byte_fallback=proto.trainer_spec.byte_fallback,
+        prefix=proto.normalizer_spec.add_dummy_prefix,
+        legacy=legacy,
     )
-    tokenizer = Tokenizer(bpe)
-    prefix = proto.normalizer_spec.add_dummy_prefix
-    if legacy:
-        steps = [normalizers.Prepend(SPACE)] if prefix else []
-        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    else:
-        scheme = "first" if prefix else "never"
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     tokenizer.add_special_tokens(_tokens(proto, Piece.CONTROL) + _tokens(proto, Piece.UNKNOWN))
     tokenizer.add_tokens(_tokens(proto, Piece.USER_DEFINED))
     bos = proto.trainer_spec.bos_piece
@@ -59,18 +51,44 @@ def read_sentencepiece(path: Path, *, legacy: bool = True) -> Tokenizer:
     return tokenizer
 
 
+def sentencepiece_bpe(
+    pieces: Mapping[str, int],
+    scores: Mapping[str, float],
+    *,
+    unknown: str | None,
+    byte_fallback: bool,
+    prefix: bool,
+    legacy: bool = True,
+) -> Tokenizer:
+    """SentencePiece's BPE over `pieces` (ids by text), of which those in `scores` may be merged; without added tokens yet.
+
+    prefix: text begins with a space of the tokenizer's own.
+    """
+    bpe = models.BPE(
+        vocab=dict(pieces), merges=_merges(pieces, scores), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback
+    )
+    tokenizer = Tokenizer(bpe)
+    if legacy:
+        steps = [normalizers.Prepend(SPACE)] if prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    else:
+        scheme = "first" if prefix else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return tokenizer
+
+
 def _tokens(proto: Any, kind: int) -> list[AddedToken]:
     return [AddedToken(piece.piece, normalized=False) for piece in proto.pieces if piece.type == kind]
 
 
-def _merges(proto: Any, pieces: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(pieces: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """SentencePiece keeps no merges: it joins the neighbours whose joint piece scores highest. Hence every split, by score."""
-    mergeable = {piece.piece for piece in proto.pieces if piece.type == Piece.NORMAL}
     splits = [
-        (-whole.score, pieces[whole.piece[:at]], pieces[whole.piece[at:]], whole.piece, at)
-        for whole in proto.pieces
-        if whole.type == Piece.NORMAL
-        for at in range(1, len(whole.piece))
-        if whole.piece[:at] in mergeable and whole.piece[at:] in mergeable
+        (-score, pieces[whole[:at]], pieces[whole[at:]], whole, at)
+        for whole, score in scores.items()
+        for at in range(1, len(whole))
+        if whole[:at] in scores and whole[at:] in scores
     ]
     return [(piece[:at], piece[at:]) for _, _, _, piece, at in sorted(splits)]

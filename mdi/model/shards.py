@@ -21,8 +21,9 @@ AGAIN = "download the model again"
 
 # Stored bits by safetensors name. numpy has no bfloat16: its bits are the upper half of a float32.
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+    {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "I32": np.dtype("<i4")}
 )
+FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)

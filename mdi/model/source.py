@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,21 +11,33 @@ from mdi.errors import ModelError, UserError
 from mdi.model.chat import ChatTemplate, Message
 from mdi.model.checkpoint import Checkpoint, read_config
 from mdi.model.config import ModelConfig
+from mdi.model.gguf.config import read_config as gguf_config
+from mdi.model.gguf.files import SUFFIX, Gguf, find, model_name, part_paths
+from mdi.model.gguf.tokenizer import read_chat, read_tokenizer
+from mdi.model.gguf.weights import GgufWeights
+from mdi.model.packed import packed_bytes, source_bytes
+from mdi.model.quantise import DEFAULT_BLOCK, Quant, WeightFormat
 from mdi.model.tokenizer import Tokenizer
+from mdi.model.weights import WeightSource
 
+CONFIG = "config.json"
 BUILT_IN = {"demo": Path(__file__).parent / "demo"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model by what the user calls it, and the directory of its checkpoint."""
+    """A model by what the user calls it, the directory of its checkpoint, and for a GGUF model its (first) file."""
 
     name: str
     directory: Path
+    gguf: Path | None = None
 
 
 def resolve(name_or_path: str) -> ModelSource:
-    """A built-in model's name, or the path of a Hugging Face checkpoint's directory. Raises ModelError for anything else."""
+    """A built-in model's name, the directory of a Hugging Face checkpoint or of one GGUF model, or a GGUF file.
+
+    Raises ModelError for anything else.
+    """
     if name_or_path in BUILT_IN:
         directory = BUILT_IN[name_or_path]
         if not directory.is_dir():
@@ -34,16 +46,40 @@ def resolve(name_or_path: str) -> ModelSource:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         path = path.resolve()
-        return ModelSource(path.name, path)
+        file = None if (path / CONFIG).is_file() else find(path)
+        return ModelSource(path.name, path, file)
+    if path.is_file() and path.name.endswith(SUFFIX):
+        file = part_paths(path.resolve())[0]
+        return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
-        raise ModelError(f"{path} is a file; a model is a directory with config.json and .safetensors files")
+        raise ModelError(f"{path} is a file; a model is a GGUF file, or a directory with config.json and .safetensors files")
     known = ", ".join(sorted(BUILT_IN))
     if name_or_path.startswith(("~", ".", "/")) or "\\" in name_or_path:
-        raise ModelError(f"there is no directory {path}", hint=f"check the path, or use a built-in model: {known}")
+        raise ModelError(f"there is no file or directory {path}", hint=f"check the path, or use a built-in model: {known}")
     raise ModelError(
         f"there is no model {name_or_path!r}, and no directory of that name",
         hint=f"built-in models: {known}; or give the path of a downloaded checkpoint",
     )
+
+
+def stored_weights(source: ModelSource) -> WeightSource:
+    """The weights as they are stored, for whoever needs no tokenizer. Raises ModelError as `Model` does, and for damaged weights."""
+    if source.gguf is None:
+        return Checkpoint.open(source.directory)
+    return GgufWeights.open(Gguf.open(source.gguf))
+
+
+def kept_as(stored: WeightSource, quant: Quant, block: int = DEFAULT_BLOCK) -> tuple[WeightSource, WeightFormat]:
+    """The weights as `--quant` wants them, and the format in which their matrices will lie, or most of them.
+
+    Of a quantised GGUF file these are its own codes, unless others are asked for.
+    """
+    fmt = WeightFormat.of(quant, block)
+    if not isinstance(stored, GgufWeights):
+        return stored, fmt
+    if quant is Quant.AUTO:
+        return stored, stored.main_format() or fmt
+    return replace(stored, exact=False), fmt
 
 
 class Model:
@@ -52,17 +88,47 @@ class Model:
     def __init__(self, source: ModelSource) -> None:
         """Raises ModelError when the config or the tokenizer cannot be used."""
         self.source = source
-        self.config: ModelConfig = read_config(source.directory)
-        self.tokenizer = Tokenizer.load(source.directory, self.config)
+        self._gguf = None if source.gguf is None else Gguf.open(source.gguf)
+        self.config: ModelConfig
+        if self._gguf is None:
+            self.config = read_config(source.directory)
+            self.tokenizer = Tokenizer.load(source.directory, self.config)
+        else:
+            self.config = gguf_config(self._gguf)
+            self.tokenizer = read_tokenizer(self._gguf, self.config)
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> WeightSource:
+        """The weights as they are stored."""
+        if self._gguf is not None:
+            return GgufWeights.open(self._gguf, self.config)
         return Checkpoint.open(self.source.directory, self.config)
+
+    def weights(self, quant: Quant) -> WeightSource:
+        """The weights as `--quant` wants them."""
+        return kept_as(self.checkpoint, quant)[0]
+
+    def weight_format(self, quant: Quant, block: int = DEFAULT_BLOCK) -> WeightFormat:
+        """How the packs' matrices will lie; of a GGUF file taken as it is, how most of them do. Does not open a checkpoint of floats."""
+        return WeightFormat.of(quant, block) if self._gguf is None else kept_as(self.checkpoint, quant, block)[1]
+
+    def packed_bytes(self, quant: Quant, fmt: WeightFormat) -> tuple[int, int]:
+        """Bytes of the largest block and of the head in packs. Does not open a checkpoint of floats."""
+        return packed_bytes(self.config, fmt) if self._gguf is None else source_bytes(self.weights(quant), fmt)
+
+    def notices(self, quant: Quant) -> tuple[str, ...]:
+        """What the user should know about these weights."""
+        if self._gguf is None or not self.checkpoint.quantised or quant in (Quant.AUTO, Quant.NONE):
+            return ()
+        return (f"{self.source.name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
 
     @cached_property
     def chat(self) -> ChatTemplate:
         """Raises UserError for a model that has no template: it was not trained to converse."""
-        template = ChatTemplate.find(self.source.directory, self.tokenizer.named_tokens)
+        if self._gguf is None:
+            template = ChatTemplate.find(self.source.directory, self.tokenizer.named_tokens)
+        else:
+            template = read_chat(self._gguf, self.tokenizer)
         if template is None:
             raise UserError(f"{self.source.name} has no chat template: it continues text", hint="use --raw")
         return template

@@ -1,9 +1,10 @@
-"""Text to token ids and back, from the tokenizer files of a Hugging Face checkpoint."""
+"""Text to token ids and back; the tokenizer comes from the files of a Hugging Face checkpoint, or is built by `mdi.model.gguf`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -28,7 +29,7 @@ class Tokenizer:
     for that. Whoever puts the words of others into a template passes them through `defuse` first, or they could end a turn.
     """
 
-    def __init__(self, backend: Backend, config: ModelConfig, settings: _Settings, origin: str) -> None:
+    def __init__(self, backend: Backend, config: ModelConfig, settings: TokenizerSettings, origin: str) -> None:
         backend.no_truncation()  # a tokenizer.json may hold the settings of some training run
         backend.no_padding()
         _add_tokens(backend, settings.added, settings.named, origin)
@@ -58,7 +59,7 @@ class Tokenizer:
     @classmethod
     def load(cls, directory: Path, config: ModelConfig) -> Tokenizer:
         """From tokenizer.json, else tokenizer.model (SentencePiece BPE). Raises ModelError when neither is there or usable."""
-        settings = _Settings.read(directory)
+        settings = TokenizerSettings.read(directory)
         path = directory / "tokenizer.json"
         if path.is_file():
             try:
@@ -106,25 +107,38 @@ class Tokenizer:
         return text
 
 
-class _Settings:
-    """What stands beside the tokenizer itself: tokenizer_config.json and its older companions, and generation_config.json."""
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """What stands beside the tokenizer itself.
 
-    def __init__(self, config: Fields, older_named: Fields, older_added: Fields, generation: Fields) -> None:
-        self.named = {name: text for name in NAMED if (text := _token_text(config, name) or _token_text(older_named, name))}
-        self.added = _added_tokens(config, older_added)
-        self.legacy = config.boolean("legacy", True)
-        self.eos_ids = frozenset(generation.token_ids("eos_token_id"))
-        self._add_bos = config.boolean("add_bos_token") if config.values.get("add_bos_token") is not None else None
+    named: texts of special tokens by name (`bos_token`, ...); added: tokens that come on top of the tokenizer's file, by id;
+    eos_ids: ids that end a reply, beside the config's; add_bos: whether prompts begin with the beginning-of-text token, None if only the
+    tokenizer itself tells; legacy: see `read_sentencepiece`.
+    """
+
+    named: Mapping[str, str]
+    added: Mapping[int, AddedToken]
+    eos_ids: frozenset[int]
+    add_bos: bool | None
+    legacy: bool = True
 
     @classmethod
-    def read(cls, directory: Path) -> _Settings:
+    def read(cls, directory: Path) -> TokenizerSettings:
+        """From tokenizer_config.json and its older companions, and generation_config.json."""
         names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-        return cls(*(_read_json(directory / name) for name in names))
+        config, older_named, older_added, generation = (_read_json(directory / name) for name in names)
+        return cls(
+            named={name: text for name in NAMED if (text := _token_text(config, name) or _token_text(older_named, name))},
+            added=_added_tokens(config, older_added),
+            eos_ids=frozenset(generation.token_ids("eos_token_id")),
+            add_bos=config.boolean("add_bos_token") if config.values.get("add_bos_token") is not None else None,
+            legacy=config.boolean("legacy", True),
+        )
 
     def adds_bos(self, backend: Backend, bos_id: int | None) -> bool:
-        """Whether prompts begin with it: as tokenizer_config.json says, else as the tokenizer itself does."""
-        if self._add_bos is not None:
-            return self._add_bos
+        """Whether prompts begin with it: as the settings say, else as the tokenizer itself does."""
+        if self.add_bos is not None:
+            return self.add_bos
         return bool(backend.encode("", add_special_tokens=True).ids[:1] == [bos_id])
 
 

@@ -76,7 +76,7 @@ class Stages:
         self._loading_bytes[session] = spec.memory_bytes
         try:
             packs = [self._packs.open(ref) for ref in spec.packs]
-            engine = await asyncio.to_thread(self._backend.make_engine, spec.config, packs, spec.shape)
+            engine = await asyncio.to_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
         finally:
             del self._loading_bytes[session]
         stage = LoadedStage(spec, engine)

@@ -25,7 +25,7 @@ class StarterOptions:
     """
 
     model: str = "demo"
-    quant: Quant = Quant.INT4
+    quant: Quant = Quant.AUTO
     block: int = DEFAULT_BLOCK
     ctx: int | None = None
     n_slots: int = 1

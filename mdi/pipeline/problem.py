@@ -11,8 +11,8 @@ from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
-from mdi.model.packed import packed_bytes
 from mdi.model.quantise import WeightFormat
+from mdi.model.source import Model
 from mdi.node.links import LinkTimes
 from mdi.node.measure import Measurer
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
@@ -39,12 +39,15 @@ class Workload:
     ctx: int
     n_slots: int
     chunk_tokens: int
+    block_bytes: int
+    head_bytes: int
 
     @classmethod
-    def of(cls, config: ModelConfig, options: StarterOptions) -> Workload:
+    def of(cls, model: Model, options: StarterOptions) -> Workload:
+        config, fmt = model.config, model.weight_format(options.quant, options.block)
         ctx = min(options.ctx or DEFAULT_CTX, config.max_positions)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
-        return cls(config, WeightFormat.of(options.quant, options.block), ctx, options.n_slots, min(chunk, ctx))
+        return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *model.packed_bytes(options.quant, fmt))
 
     @property
     def decode_bytes(self) -> int:
@@ -58,7 +61,7 @@ class Workload:
         one = StageShape(1, 1, 1)
         return ModelCost(
             n_blocks=self.config.n_blocks,
-            block_bytes=packed_bytes(self.config, self.fmt)[0],
+            block_bytes=self.block_bytes,
             kv_bytes_per_token=one.kv_bytes(self.config, 1),
             ctx=self.ctx,
             slots=self.n_slots,
@@ -102,7 +105,7 @@ async def draw_problem(
         for neighbour, profile in profiles
     ]
     links = await _links(house, [neighbour for neighbour, _ in profiles], workload, refresh, on_progress)
-    head_bytes = int(RESIDENT_FACTOR * packed_bytes(workload.config, workload.fmt)[1])
+    head_bytes = int(RESIDENT_FACTOR * workload.head_bytes)
     return Problem(
         workload.model_cost(),
         (starter, *workers),

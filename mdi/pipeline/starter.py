@@ -42,7 +42,7 @@ PREFILL_STEPS_PER_STAGE = 1  # chunks of one prompt that follow each other throu
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """`mdi plan`'s answer. `problems` are sentences about nodes that were left out."""
+    """`mdi plan`'s answer. `problems` are sentences about weights that are rounded again and nodes that were left out."""
 
     model_name: str
     problem: Problem
@@ -101,11 +101,11 @@ class Starter:
 async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgress) -> AsyncIterator[Starter]:
     """Brings a model up on this device and the others. Raises UserError for what was asked wrong, ClusterError for what failed."""
     model = Model(resolve(options.model))
-    workload = Workload.of(model.config, options)
+    workload = Workload.of(model, options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(EngineThread())
-        packing = asyncio.create_task(_pack(model, workload, home, on_progress), name="prepare the packs")
+        packing = asyncio.create_task(_pack(model, options, workload, home, on_progress), name="prepare the packs")
         stack.push_async_callback(_settled, packing)
         house = await stack.enter_async_context(_house(options, home, on_progress))
         packed = await packing  # first: measuring beside the conversion would measure both
@@ -132,7 +132,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
 async def draw_plan(options: StarterOptions, home: Home, on_progress: OnProgress) -> Planned:
     """What `open_starter` would do, without sending or loading anything."""
     model = Model(resolve(options.model))
-    workload = Workload.of(model.config, options)
+    workload = Workload.of(model, options)
     with EngineThread() as engine:
         async with _house(options, home, on_progress) as house:
             return await _plan(house, model, workload, options, engine, on_progress)
@@ -146,7 +146,7 @@ async def _house(options: StarterOptions, home: Home, on_progress: OnProgress) -
         yield house
 
 
-async def _pack(model: Model, workload: Workload, home: Home, on_progress: OnProgress) -> PackedModel:
+async def _pack(model: Model, options: StarterOptions, workload: Workload, home: Home, on_progress: OnProgress) -> PackedModel:
     """Converts in a thread. When cancelled, the thread ends at the next part: Ctrl-C must not wait for a 7B model."""
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
@@ -157,7 +157,7 @@ async def _pack(model: Model, workload: Workload, home: Home, on_progress: OnPro
         loop.call_soon_threadsafe(on_progress, Progress("convert", "converting the weights", done, total))
 
     try:
-        return await asyncio.to_thread(lambda: prepare(model.checkpoint, workload.fmt, home.packs_path, on_part))
+        return await asyncio.to_thread(lambda: prepare(model.weights(options.quant), workload.fmt, home.packs_path, on_part))
     finally:
         stopped.set()
 
@@ -170,8 +170,8 @@ async def _plan(
         plan = _by_hand(problem, options.split)
     else:
         plan = solve(problem, options.objective, min_nodes=options.min_nodes, starter_min_blocks=_starter_blocks(problem))
-    problems = tuple(f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems)
-    return Planned(model.source.name, problem, plan, problems)
+    left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
+    return Planned(model.source.name, problem, plan, (*model.notices(options.quant), *left_out))
 
 
 def _starter_blocks(problem: Problem) -> int:
@@ -197,9 +197,10 @@ def _core(
     """Loads the starter's own part."""
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads)
-    local = backend.make_engine(config, open_packs(packed, directory, own.start, own.stop), shape) if len(own) else None
+    packs = open_packs(packed, directory, own.start, own.stop)
+    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
     head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
-    embedding = Embedding(open_pack(directory / packed.embedding.filename))
+    embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
     scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
     if not deployment.workers:
         return StarterCore(scheduler, embedding, local, head), scheduler

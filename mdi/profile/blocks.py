@@ -92,7 +92,7 @@ class _Work:
         self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float], backend: Backend
     ) -> tuple[float, float]:
         """(decode, prefill) of a stage of these blocks. `forward` answers with the result itself, so a step's time is all of it."""
-        engine = backend.make_engine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads))
+        engine = backend.make_engine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
         hidden = np.random.default_rng(0).standard_normal((self.chunk_tokens, config.d_model), dtype=np.float32)
 
         def step(position: int, count: int) -> NDArray[np.float32]:
@@ -168,7 +168,7 @@ def measure_head(
     n_tokens = min(config.vocab_size, EMBEDDING_TOKENS)
     with scratch_directory(head_bytes + 2 * n_tokens * config.d_model, scratch) as directory:
         pack = head_pack(directory, config, fmt)
-        embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model))
+        embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model), config.embedding_scale)
         seconds = _head_s(backend.make_head(config, pack, threads), embedding, _cache_flusher(backend, flushed_bytes))
     backend.release()
     return HeadTime(seconds)

@@ -27,7 +27,7 @@ from mdi.profile.device import DeviceProfile, measure_device
 
 MOST_FILES = 64  # of about 1 KiB: a dozen models in a few formats and thread counts
 MAX_AGE_S = 7 * 24 * 3600.0  # cooling, governor and other software change within weeks, unseen by the key
-SHAPE = ("n_blocks", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "vocab_size", "sliding_window")
+NOT_SHAPE = ("max_positions", "norm_eps", "rope", "local_rope", "tied_head", "bos_id", "eos_ids")  # costs no time
 
 Value = TypeVar("Value", BlockTimes, HeadTime, DeviceProfile)
 Json = Mapping[str, Any]
@@ -113,7 +113,9 @@ def _key(
     """Everything that a time depends on; fine-tunes of one model share it."""
     return {
         "what": what,
-        "shape": {name: getattr(config, name) for name in SHAPE} if config else None,
+        "shape": {name: value for name, value in json.loads(config.to_json()).items() if name not in NOT_SHAPE}
+        if config
+        else None,
         "format": fmt.to_json() if fmt else None,
         "threads": threads,
         "cpu": cpu_model(),

@@ -20,7 +20,8 @@ import numpy as np
 
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
-from mdi.model.packs import ALIGNMENT, Pack, PackKind, PackTensor
+from mdi.model.layout import Stored, block_layout
+from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, packed_parts
 from mdi.model.quantise import WeightFormat
 from mdi.profile.memory import format_bytes
 
@@ -53,25 +54,32 @@ def scratch_directory(needed_bytes: int, parent: Path | None = None) -> Iterator
 
 
 def block_packs(directory: Path, config: ModelConfig, fmt: WeightFormat, n_blocks: int) -> list[Pack]:
-    """`n_blocks` different blocks of the model."""
-    linears = {
-        "qkv": (config.d_q + 2 * config.d_kv, config.d_model),
-        "o": (config.d_model, config.d_q),
-        "gate_up": (2 * config.d_ffn, config.d_model),
-        "down": (config.d_model, config.d_ffn),
-    }
-    norms = {"attn_norm": config.d_model, "ffn_norm": config.d_model}
-    return [write_pack(directory / f"block-{i}", PackKind.BLOCK, fmt, linears, norms) for i in range(n_blocks)]
+    """The model's first `n_blocks`, each in a file of its own."""
+    return [_block_pack(directory / f"block-{i}", config, fmt, i) for i in range(n_blocks)]
+
+
+def _block_pack(path: Path, config: ModelConfig, fmt: WeightFormat, block: int) -> Pack:
+    linears: dict[str, tuple[int, int]] = {}
+    plain: dict[str, tuple[int, ...]] = {}
+    for placed in block_layout(config, block):
+        match placed.part.stored, placed.shape:
+            case (Stored.LINEAR, (n, k)):
+                linears[placed.part.name] = n, k
+            case (Stored.EXPERTS, (n_experts, n, k)):
+                linears[placed.part.name] = n_experts * n, k
+            case _:
+                plain[placed.part.name] = placed.shape
+    return write_pack(path, PackKind.BLOCK, fmt, linears, plain)
 
 
 def thin(config: ModelConfig) -> ModelConfig:
-    """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part."""
-    return replace(config, n_heads=1, n_kv_heads=1, d_ffn=min(config.d_ffn, 32))
+    """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part, of no experts."""
+    return replace(config, n_heads=1, n_kv_heads=1, d_ffn=min(config.d_ffn, 32), experts=None, sparse_blocks=())
 
 
 def head_pack(directory: Path, config: ModelConfig, fmt: WeightFormat) -> Pack:
     linears = {"head": (config.vocab_size, config.d_model)}
-    return write_pack(directory / "head", PackKind.HEAD, fmt, linears, {"norm": config.d_model})
+    return write_pack(directory / "head", PackKind.HEAD, fmt, linears, {"norm": (config.d_model,)})
 
 
 def embedding_pack(directory: Path, n_tokens: int, d_model: int) -> Pack:
@@ -79,33 +87,37 @@ def embedding_pack(directory: Path, n_tokens: int, d_model: int) -> Pack:
     table = np.random.default_rng(SEED).standard_normal((n_tokens, d_model)).astype(np.float16)
     path = directory / "embedding"
     path.write_bytes(table.tobytes())
-    return Pack(path, PackKind.EMBEDDING, WeightFormat(32), {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)})
+    return Pack(path, PackKind.EMBEDDING, {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)}, {})
 
 
 def write_pack(
-    path: Path, kind: PackKind, fmt: WeightFormat, linears: Mapping[str, tuple[int, int]], ones: Mapping[str, int]
+    path: Path,
+    kind: PackKind,
+    fmt: WeightFormat,
+    linears: Mapping[str, tuple[int, int]],
+    plain: Mapping[str, tuple[int, ...]],
 ) -> Pack:
-    """One pack file: random `linears` by their [N, K], and vectors of ones.
+    """One pack file: random `linears` by their [N, K], and `plain` fp32 tensors: vectors are ones, matrices random.
 
     The product of unit-variance rows with a linear has unit variance again, so activations stay finite through many of them.
     """
     rng = np.random.default_rng(SEED)
     codes, values = rng.bytes(NOISE_VALUES), rng.standard_normal(NOISE_VALUES, dtype=np.float32)
     tensors: dict[str, PackTensor] = {}
+    parts: dict[str, tuple[PackedPart, ...]] = {}
     with path.open("wb") as file:
-        for name, length in ones.items():
-            tensors[name] = _write(file, "F32", (length,), np.ones(1, np.float32).tobytes())
+        for name, shape in plain.items():
+            pattern = np.ones(1, np.float32) if len(shape) == 1 else values / np.float32(math.sqrt(shape[-1]))
+            tensors[name] = _write(file, "F32", shape, pattern.tobytes())
         for name, (n, k) in linears.items():
-            if not fmt.quantised:
-                noise = values / np.float32(math.sqrt(k))
-                tensors[f"{name}.weight"] = _write(file, "F32", (n, k), noise.tobytes())
-                continue
-            blocks = -(-k // fmt.block)
+            noise = (values / np.float32(math.sqrt(k))).tobytes()
             deviation = (1 << fmt.bits) / math.sqrt(12)  # of a uniform code
-            scale = np.full(1, 1 / (deviation * math.sqrt(k)), np.float32)
-            tensors[f"{name}.codes"] = _write(file, "U8", (n, blocks, fmt.block * fmt.bits // 8), codes)
-            tensors[f"{name}.scales"] = _write(file, "F32", (n, blocks), scale.tobytes())
-    return Pack(path, kind, fmt, tensors)
+            scale = np.full(1, 1 / (deviation * math.sqrt(k)), np.float32).tobytes()
+            patterns = {"weight": noise, "codes": codes, "scales": scale}
+            parts[name] = packed_parts(name, [fmt.part(n, k)])
+            for suffix, (dtype, shape) in parts[name][0].part.tensors().items():
+                tensors[f"{name}.{suffix}"] = _write(file, dtype, shape, patterns[suffix])
+    return Pack(path, kind, tensors, parts)
 
 
 def _write(file: BinaryIO, dtype: str, shape: tuple[int, ...], pattern: bytes) -> PackTensor:

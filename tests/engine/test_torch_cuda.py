@@ -43,7 +43,7 @@ class Model:
     def __init__(self, packs: tuple[PackedModel, Path], device: torch.device) -> None:
         packed, directory = packs
         blocks = open_packs(packed, directory, 0, N_BLOCKS)
-        self.engine = TorchEngine(packed.config, blocks, StageShape(N_SLOTS, CTX, 1), device)
+        self.engine = TorchEngine(packed.config, blocks, StageShape(N_SLOTS, CTX, 1), 0, device)
         self.head = TorchHead(packed.config, open_pack(directory / packed.head.filename), 1, device)
         self.embedding = Embedding(open_pack(directory / packed.embedding.filename))
 

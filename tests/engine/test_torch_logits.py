@@ -116,7 +116,7 @@ def test_logits_are_those_of_onnxruntime_and_a_stage_of_each_kind_works_together
     shape = StageShape(1, CTX, 1)
     stages = TorchStages(*packs, (3, 2))
     first = stages.engines[0]
-    second = OnnxEngine(packed.config, open_packs(packed, directory, 3, 5), shape)
+    second = OnnxEngine(packed.config, open_packs(packed, directory, 3, 5), shape, 3)
     head = Head(packed.config, open_pack(directory / packed.head.filename), 1)
     hidden = Embedding(open_pack(directory / packed.embedding.filename)).rows(token_ids)
     rows = [Row(0, 0, N_TOKENS, 0)]
@@ -164,7 +164,7 @@ def test_packs_that_are_not_what_they_should_be_are_refused(packs) -> None:
     packed, directory = packs
     head = open_pack(directory / packed.head.filename)
     with pytest.raises(ModelError, match="no transformer block"):
-        TorchEngine(packed.config, [head], StageShape(1, CTX, 1), CPU)
+        TorchEngine(packed.config, [head], StageShape(1, CTX, 1), 0, CPU)
     with pytest.raises(ModelError, match="no head"):
         TorchHead(packed.config, open_packs(packed, directory, 0, 1)[0], 1, CPU)
 

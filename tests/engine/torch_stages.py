@@ -29,7 +29,7 @@ class TorchStages:
         shape = StageShape(n_slots, ctx, threads=1)
         bounds = np.cumsum((0, *split))
         self.engines = [
-            TorchEngine(packed.config, open_packs(packed, directory, start, stop), shape, CPU, **options)
+            TorchEngine(packed.config, open_packs(packed, directory, start, stop), shape, int(start), CPU, **options)
             for start, stop in itertools.pairwise(bounds)
         ]
         self._embedding = Embedding(open_pack(directory / packed.embedding.filename))

@@ -11,14 +11,42 @@ from transformers import AutoModelForCausalLM
 
 from mdi.errors import ModelError
 from mdi.model.checkpoint import INDEX, SINGLE, Checkpoint
-from mdi.model.families import Role
-from tests.checkpoints import KINDS, edit_json, make_checkpoint
+from tests.checkpoints import KINDS, edit_json, hf_config, make_checkpoint
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def reference(directory: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict())
+    """What transformers holds, by the names in files: in memory it keeps all experts of a block in one tensor."""
+    tensors = dict(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict())
+    mixtral = (
+        ("mlp.gate.", "block_sparse_moe.gate."),
+        ("mlp.experts", "block_sparse_moe.experts"),
+        ("gate_proj", "w1"),
+        ("up_proj", "w3"),
+        ("down_proj", "w2"),
+    )
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix, experts, kind = name.partition(".experts.")
+        for expert, values in enumerate(tensor) if experts else ():
+            if kind == "gate_up_proj":
+                apart[f"{prefix}.experts.{expert}.gate_proj.weight"], apart[f"{prefix}.experts.{expert}.up_proj.weight"] = (
+                    values.chunk(2)
+                )
+            else:
+                apart[f"{prefix}.experts.{expert}.{kind}.weight"] = values
+        if not experts:
+            apart[name] = tensor
+    if "Mixtral" not in (directory / "config.json").read_text():
+        return apart
+
+    def renamed(name: str) -> str:
+        for theirs, in_files in mixtral:
+            name = name.replace(theirs, in_files)
+        return name
+
+    return {renamed(name): tensor for name, tensor in apart.items()}
 
 
 def rewrite(directory: Path, *without: str, **changed: torch.Tensor) -> None:
@@ -42,11 +70,13 @@ def test_every_tensor_equals_the_one_that_transformers_loads(tmp_path: Path, kin
     directory = make_checkpoint(tmp_path, kind, shard_size=shard_size)
     assert (directory / INDEX).exists() == (shard_size == "60KB")
     checkpoint, theirs = Checkpoint.open(directory), reference(directory)
+    n_experts = checkpoint.config.experts.n_experts if checkpoint.config.experts else 0
     names = {checkpoint.embedding, checkpoint.final_norm, checkpoint.head}
     for block in range(checkpoint.config.n_blocks):
-        assert set(checkpoint.block_tensors(block)) == set(Role)
         names |= set(checkpoint.block_tensors(block).values())
-    assert checkpoint.head_is_embedding == (kind == "llama-tied")
+        for expert in range(n_experts if block in checkpoint.config.sparse_blocks else 0):
+            names |= set(checkpoint.expert_tensors(block, expert).values())
+    assert checkpoint.head_is_embedding == hf_config(kind).tie_word_embeddings
     assert names == theirs.keys() - ({"lm_head.weight"} if checkpoint.head_is_embedding else set())
     for name in names:
         np.testing.assert_array_equal(checkpoint.tensor(name), theirs[name].numpy(), strict=True)

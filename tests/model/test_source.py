@@ -30,7 +30,7 @@ def test_unknown_name_lists_what_is_known() -> None:
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./none", "~/none-of-this"])
 def test_path_that_does_not_exist_is_said_to(path: str) -> None:
-    with pytest.raises(ModelError, match="there is no directory"):
+    with pytest.raises(ModelError, match="there is no file or directory"):
         resolve(path)
 
 

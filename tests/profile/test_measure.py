@@ -94,7 +94,7 @@ def test_synthetic_packs_are_what_the_plan_counts_and_stay_finite(tiny: ModelCon
     block_bytes, _ = packed_bytes(tiny, fmt)
     assert sum(tensor.n_bytes for tensor in packs[0].tensors.values()) == block_bytes
     hidden = np.random.default_rng(1).standard_normal((8, tiny.d_model), dtype=np.float32)
-    out = OnnxEngine(tiny, packs, StageShape(1, 16, 1)).forward([_Span(0, 0, 8)], hidden)
+    out = OnnxEngine(tiny, packs, StageShape(1, 16, 1), 0).forward([_Span(0, 0, 8)], hidden)
     assert np.isfinite(out).all()
     assert 0.1 < float(out.std()) < 100
 
