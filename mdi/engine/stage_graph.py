@@ -23,7 +23,7 @@ from mdi.engine.graph import CONTRIB, GraphBuilder
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Activation
-from mdi.model.layout import block_layout
+from mdi.model.layout import block_layout, check_format
 from mdi.model.packs import Pack, PackKind
 from mdi.model.rope import Rope
 
@@ -48,6 +48,7 @@ def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_bloc
     for i, pack in enumerate(packs):
         if pack.kind is not PackKind.BLOCK:
             raise ModelError(f"pack {pack.path.name} is no transformer block")
+        check_format(config, pack.fmt)
         for kind in ("key", "value"):
             g.input(f"past_{kind}.{i}", TensorProto.FLOAT, kv_shape)
             g.output(f"present_{kind}.{i}", TensorProto.FLOAT, kv_shape)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mdi.errors import ModelError
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
-from mdi.model.layout import Part, PlacedPart, Stored, block_layout
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.packs import Pack, PackKind, PackRef, linear_tensors, open_pack, write_pack
 from mdi.model.quantise import WeightFormat
 
@@ -74,11 +74,13 @@ class PackedModel:
 def prepare(checkpoint: Checkpoint, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
     """The checkpoint's packs: those made before if all are there, else made now.
 
-    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room; whatever happens, only whole packs remain.
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room;
+    whatever happens, only whole packs remain.
     """
     path = packs_directory / f"{checkpoint.fingerprint()}-int{fmt.bits}-{fmt.block}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
+    check_format(checkpoint.config, fmt)
     packs_directory.mkdir(parents=True, exist_ok=True)
     _check_room(checkpoint.config, fmt, packs_directory)
     packed = _convert(checkpoint, fmt, packs_directory, progress or (lambda done, total: None))
