@@ -66,6 +66,9 @@ def usable(device: str) -> Backend:
     return backend
 
 
+WEIGHTS = [Quant.NONE, Quant.INT8, Quant.INT4]
+
+
 def measure(config: ModelConfig, quant: Quant, args: argparse.Namespace, device: torch.device) -> Decode:
     """Every block is loaded from one file of random weights: on a GPU each gets its own copy."""
     fmt = WeightFormat.of(quant, args.block)
@@ -145,7 +148,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default=AUTO, help="cuda, cuda:N, mps or torch-cpu; auto takes the GPU that torch sees")
     parser.add_argument("--shape", default="llama-7b", choices=SHAPES)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the shape has")
-    parser.add_argument("--quant", type=Quant, nargs="+", default=list(Quant), choices=list(Quant))
+    parser.add_argument("--quant", type=Quant, nargs="+", default=WEIGHTS, choices=WEIGHTS)
     parser.add_argument("--block", type=int, default=DEFAULT_BLOCK, help="weights that share a scale")
     parser.add_argument("--ctx", type=int, default=2048)
     parser.add_argument("--position", type=int, default=128, help="tokens in KV when the measured one comes")

@@ -16,10 +16,7 @@ N_ABSENT = 6  # inputs before `router_weights`: a third projection, and zero poi
 
 
 def experts(g: GraphBuilder, pack: Pack, mix: Experts, p: str, x: str, d_model: int) -> str:
-    """The chosen experts' outputs on x [T, d_model], added up by router probability: [T, d_model].
-
-    Raises ModelError when the pack's format has blocks that do not divide the experts' rows: the kernel has no padding.
-    """
+    """The chosen experts' outputs on x [T, d_model], added up by router probability: [T, d_model]."""
     logits = g.node("Gemm", [x, g.mapped(f"{p}.router.weight", pack, "router")], [f"{p}.router"], transB=1)  # [T, experts]
     attributes: dict[str, Any] = {
         "k": mix.n_chosen,
@@ -58,11 +55,8 @@ def _quantised(g: GraphBuilder, pack: Pack, mix: Experts, prefix: str, name: str
     """Codes and scales of all experts' [n, k]."""
     form = _form(pack, name)
     bits, block = form.bits, form.block
-    if k % block:
-        raise ModelError(
-            f"blocks of {block} values do not divide the {k} columns of the model's experts",
-            hint="use --quant none, or smaller blocks",
-        )
+    if k % block:  # what converts models refuses it before (`check_format`); a pack may come from elsewhere
+        raise ModelError(f"pack {pack.path.name}: blocks of {block} values do not divide the {k} columns of experts")
     codes = g.mapped(f"{prefix}.codes", pack, f"{name}.codes", (mix.n_experts, n, k * bits // 8))
     return codes, g.mapped(f"{prefix}.scales", pack, f"{name}.scales", (mix.n_experts, n, k // block))
 

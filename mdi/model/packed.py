@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
-from mdi.model.layout import Part, PlacedPart, Stored, block_layout
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse
 from mdi.model.linear import Part as LinearRows
 from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
@@ -78,12 +78,13 @@ class PackedModel:
 def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    Reads tensor by tensor. Raises ModelError for a damaged checkpoint or too little disk room. Whatever happens, only whole packs remain,
-    and the next call goes on with those: one that was killed loses the part at hand.
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room.
+    Whatever happens, only whole packs remain, and the next call goes on with those: one that was killed loses the part at hand.
     """
     path = packs_directory / f"{source.fingerprint()}-{fmt.name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
+    check_format(source.config, fmt)
     packs_directory.mkdir(parents=True, exist_ok=True)
     log = PartLog(path.with_suffix(".parts"))
     _check_room(source, fmt, packs_directory, log.n_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class _Work:
         engine = backend.make_engine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
         hidden = np.random.default_rng(0).standard_normal((self.chunk_tokens, config.d_model), dtype=np.float32)
 
-        def step(position: int, count: int) -> NDArray[np.float32]:
-            return engine.forward([_Span(0, position, count)], hidden[:count])
+        def step(position: int, count: int, first: int = 0) -> NDArray[np.float32]:
+            return engine.forward([_Span(0, position, count)], hidden[first : first + count])
 
         decode_box_s, prefill_box_s = boxes_s
         prefill = repeat(lambda: step(0, self.chunk_tokens), prefill_box_s)
@@ -105,7 +106,10 @@ class _Work:
             step(start, min(self.chunk_tokens, self.position - start))
         if not np.isfinite(step(self.position, 1)).all():
             raise InternalError("random weights computed values that are not finite")
-        decode = repeat(lambda: step(self.position, 1), decode_box_s)
+        tokens = itertools.cycle(
+            range(self.chunk_tokens)
+        )  # one token would choose the same experts again, and find them in the cache
+        decode = repeat(lambda: step(self.position, 1, next(tokens)), decode_box_s)
         return decode.seconds, prefill.seconds
 
 
@@ -137,13 +141,14 @@ def measure_blocks(
     wanted = min(config.n_blocks, -(-working_set_bytes(backend) // block_bytes))
     n_blocks = min(wanted, spare_bytes(block_bytes, backend) // block_bytes)
     few, many = THIN_BLOCKS
-    thin_bytes, _ = packed_bytes(thin(config), fmt)
+    thin_config = thin(config, many)
+    thin_bytes, _ = packed_bytes(thin_config, fmt)
     with scratch_directory(n_blocks * block_bytes + many * thin_bytes, scratch) as directory:
         stage_s = work.seconds(config, block_packs(directory, config, fmt, n_blocks), (DECODE_BOX_S, PREFILL_BOX_S), backend)
         # The overhead is what remains when blocks have nearly no work: two thin stages tell it within microseconds, where the
         # difference between two stages of real blocks would drown it in their noise.
-        packs = block_packs(directory, thin(config), fmt, many)
-        thin_s = [work.seconds(thin(config), packs[:n], (THIN_BOX_S, THIN_BOX_S), backend) for n in THIN_BLOCKS]
+        packs = block_packs(directory, thin_config, fmt, many)
+        thin_s = [work.seconds(thin_config, packs[:n], (THIN_BOX_S, THIN_BOX_S), backend) for n in THIN_BLOCKS]
     backend.release()
     decode, prefill = (
         _linear(stage, n_blocks, (many * thin_few - few * thin_many) / (many - few))

@@ -54,9 +54,10 @@ def test_other_constraints_are_refused_and_named(schema: str, regex: str | None,
 def test_the_built_in_model_answers_as_a_schema_and_a_regex_ask(home: Home) -> None:
     done = mdi(home, *ALONE, "--prompt", "What is 7 + 5?", "--json-schema", SCHEMA)
     assert json.loads(json.loads(done.stdout)["text"])["n"] <= 50
-    done = mdi(home, *ALONE, "--prompt", "What is the capital of France?", "--regex", "(Berlin|Paris|Rome)")
+    pattern = "The capital of France is (Berlin|Paris|Rome)"
+    done = mdi(home, *ALONE, "--prompt", "What is the capital of France?", "--regex", pattern)
     answer = json.loads(done.stdout)
-    assert (answer["text"], answer["finish_reason"]) == ("Paris", "stop")
+    assert (answer["text"], answer["finish_reason"]) == ("The capital of France is Paris", "stop")
 
 
 def test_settings_are_reported_and_logprobs_stand_beside_their_tokens(home: Home) -> None:
