@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=128)
     args = parser.parse_args(argv)
     args.directory.mkdir(parents=True, exist_ok=True)
-    table = Table("task", "tokens", "without tok/s", "with tok/s", "ratio", "right guesses", "same")
+    table = Table("task", "tokens", "without", "with, tok/s", "ratio", "right", "same")
     try:
         home = Home(args.directory / "speculation-home").create()  # kept: it holds the converted weights
         tasks = asyncio.run(built_in(args, home))
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         return exit_with_error(error)
     for task in tasks:
         table.add_row(*task.row())
-    Console().print(table)
+    Console(width=120).print(table)
     return 0 if all("NO" not in task.row() for task in tasks) else 1
 
 

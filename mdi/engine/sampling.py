@@ -16,7 +16,7 @@ from mdi.errors import InternalError, UserError
 MAX_SEED = (1 << 64) - 1
 MAX_PENALTY = 2.0  # of frequency and presence, either way: OpenAI's and vLLM's range
 MAX_BIAS = 100.0  # either way: bans a token or forces it, whatever the model says
-MAX_BIASES = 1024  # each costs a microsecond per token
+MAX_BIASES = 1024  # so many take 0.4 ms per token
 MAX_LOGPROBS = 20  # OpenAI's and vLLM's bound on alternatives per token
 
 # Tokens with less than this part of the likeliest one's probability are looked at only when the likelier ones do not fill top_p.
@@ -121,7 +121,7 @@ def sample(
 
 
 def _place(weights: NDArray[np.float32], uniform: float) -> int:
-    """Where the cumulated weights pass `uniform` of their sum. In two strides: summing all one by one takes ten times longer."""
+    """Where the cumulated weights pass `uniform` of their sum. In two strides: 0.07 ms for 128,000, one by one 1.3."""
     n_blocks = len(weights) // BLOCK
     sums = weights[: n_blocks * BLOCK].reshape(n_blocks, BLOCK).sum(axis=1, dtype=np.float64)
     cumulative = np.cumsum(np.append(sums, weights[n_blocks * BLOCK :].sum(dtype=np.float64)))
@@ -172,7 +172,7 @@ def _nucleus(logits: NDArray[np.float32], params: SamplingParams, top_k: int, be
 def _fill(
     ids: NDArray[np.intp], logits: NDArray[np.float32], params: SamplingParams, best: float, wanted: float
 ) -> tuple[NDArray[np.intp], bool]:
-    """The likeliest of `ids` that together weigh `wanted`, and whether they do. It sorts values: sorting ids takes 20 times longer."""
+    """The likeliest of `ids` that together weigh `wanted`, and whether they do. It sorts values: sorting ids takes twice as long."""
     values = np.sort(logits[ids])[::-1]
     cumulative = np.cumsum(_weights(values, params, best), dtype=np.float64)
     n_kept = int(np.searchsorted(cumulative, wanted)) + 1
@@ -190,6 +190,6 @@ def _at_least(logits: NDArray[np.float32], params: SamplingParams, best: float, 
 
 
 def _weights(logits: NDArray[np.float32], params: SamplingParams, best: float) -> NDArray[np.float32]:
-    """Probabilities at the temperature, as parts of the likeliest one's. In fp32: numpy's exp of fp64 is ten times slower."""
+    """Probabilities at the temperature, as parts of the likeliest one's. In fp32: 58 us for 128,000, in fp64 twice that."""
     weights: NDArray[np.float32] = np.exp((logits - np.float32(best)) / np.float32(params.temperature))
     return weights

@@ -10,18 +10,16 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MAX_DRAFT = 15  # tokens of one sequence in a step: twice as many gain below a tenth, even if every one is right
+MAX_DRAFT = 15  # tokens of one sequence in a step: twice as many would gain an eighth by the costs below, were every one right
 NGRAMS = (3, 2, 1)  # lengths of what is looked up, longest first
 
-# A step's time by its rows, in steps of one row: two cost what one does, each more this much (facts measured on `MatMulNBits`, int4,
+# A step's time by its rows, in steps of one row: two cost what one does, each more this much (measured on `MatMulNBits`, int4,
 # 2048x8192, 2 threads: 1 / 2 / 4 / 8 / 32 rows take 1 / 1 / 1.24 / 1.9 / 6). Fixed costs, such as hops, only make rows cheaper.
 FREE_ROWS = 2
 ROW_COST = 0.15
 
 FIRST_RATE = 0.5  # assumed before anything is known
-LEARNING = (
-    1 / 8
-)  # weight of one guess in the running rate: ten wrong ones in a row silence it, and five right ones bring it back
+LEARNING = 1 / 8  # weight of one guess in the running rate: 7 wrong ones in a row silence the first rate, 13 that of certainty
 LEAST_RATE = 0.2  # below it guessing costs more than it gives where two rows are not free: a slow link, fp32 weights
 PROBE_EVERY = 16  # chances that are let pass before one token is guessed again, to see whether the text has changed
 
@@ -45,7 +43,8 @@ def lookup(tokens: Sequence[int], ngrams: Sequence[int], n_most: int) -> tuple[t
     """Up to `n_most` tokens that followed the latest earlier occurrence of the last `n`, and `n`: the first of `ngrams` that has one.
 
     An occurrence may overlap the end: then its continuation goes on into the guess, so a text that repeats itself is guessed at any
-    length. Searched as bytes, at 10 GB/s instead of a Python loop: ids are 4 bytes, and a match must lie on their borders.
+    length. Searched as bytes: 0.15 ms for 8192 tokens, where a Python loop over one length takes 1.4. Ids are 4 bytes, and a
+    match must lie on their borders.
     """
     data = array("i", tokens).tobytes()
     width = array("i").itemsize
