@@ -20,6 +20,7 @@ def experts(g: GraphBuilder, pack: Pack, mix: Experts, p: str, x: str, d_model: 
 
     Raises ModelError when the pack's format has blocks that do not divide the experts' rows: the kernel has no padding.
     """
+    g.reads["experts_gate_up"] = x
     logits = g.node("Gemm", [x, g.mapped(f"{p}.router.weight", pack, "router")], [f"{p}.router"], transB=1)  # [T, experts]
     attributes: dict[str, Any] = {
         "k": mix.n_chosen,
