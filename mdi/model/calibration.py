@@ -63,15 +63,16 @@ class HiddenState:
     def save(self, block: int, hidden: NDArray[np.float32]) -> None:
         whole = self._path.with_name(f"{self._path.name}.partial")
         with whole.open("wb") as file:
-            np.savez(file, block=np.array(block), hidden=hidden)
+            file.write(block.to_bytes(8, "little"))
+            np.save(file, hidden)
         whole.replace(self._path)
 
     def load(self, shape: tuple[int, ...]) -> tuple[int, NDArray[np.float32]] | None:
         """The block and the states before it, or None. What is damaged counts as absent."""
         try:
-            with np.load(self._path, allow_pickle=False) as data:
-                block, hidden = int(data["block"]), data["hidden"]
-        except (OSError, ValueError, KeyError, EOFError):
+            with self._path.open("rb") as file:
+                block, hidden = int.from_bytes(file.read(8), "little"), np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
             return None
         return (block, hidden) if hidden.shape == shape and hidden.dtype == np.float32 else None
 
