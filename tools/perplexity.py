@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mdi.engine.observe import BlockObserver
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.errors import MdiError
 from mdi.model.packed import Embedding, open_packs, prepare
 from mdi.model.packs import open_pack
-from mdi.model.quantise import DEFAULT_BLOCK, Quant, WeightFormat
+from mdi.model.quantise import DEFAULT_BLOCK, Quant
 from mdi.model.source import Model, resolve
 from mdi.profile.device import DeviceInfo
 from mdi.wire.frame import Row
@@ -50,20 +51,21 @@ class Result:
     def line(self, fp32: Result) -> str:
         change = self.perplexity / fp32.perplexity - 1
         return (
-            f"{self.name:20}{self.perplexity:12.4f}{change:+9.2%}{self.kl:10.5f}{self.same_top:10.2%}"
+            f"{self.name:22}{self.perplexity:12.4f}{change:+9.2%}{self.kl:10.5f}{self.same_top:10.2%}"
             f"{self.pack_bytes / 2**20:10.1f}{self.convert_s:8.1f}{self.read_bytes_per_s / 1e9:8.2f}"
         )
 
 
-HEADER = f"{'':20}{'perplexity':>12}{'change':>9}{'KL':>10}{'same top':>10}{'MiB':>10}{'conv. s':>8}{'GB/s':>8}"
+HEADER = f"{'':22}{'perplexity':>12}{'change':>9}{'KL':>10}{'same top':>10}{'MiB':>10}{'conv. s':>8}{'GB/s':>8}"
 
 
 class Loaded:
     """A whole model in one precision."""
 
-    def __init__(self, model: Model, fmt: WeightFormat, directory: Path, shape: StageShape) -> None:
+    def __init__(self, model: Model, quant: Quant, block: int, directory: Path, shape: StageShape) -> None:
         start = time.perf_counter()
-        packed = prepare(model.checkpoint, fmt, directory)
+        observer = BlockObserver(model.config, shape.threads) if quant.weighed else None
+        packed = prepare(model.weights(quant), model.weight_format(quant, block), directory, observer=observer)
         self.convert_s = time.perf_counter() - start
         self.pack_bytes = sum(ref.n_bytes for ref in (*packed.blocks, packed.head))
         self._engine = OnnxEngine(packed.config, open_packs(packed, directory, 0, packed.config.n_blocks), shape, 0)
@@ -120,17 +122,19 @@ class Reference:
 
 
 def measure(
-    model: Model, text: Text, formats: dict[str, WeightFormat], threads: int, show: Callable[[Result], None]
+    model: Model, text: Text, choices: Sequence[tuple[Quant, int]], threads: int, show: Callable[[Result], None]
 ) -> list[Result]:
-    """fp32 and every format in turn; each is shown as soon as it is known. Only one is in memory at a time."""
+    """fp32 and every choice of quant and block size in turn; each is shown as soon as it is known. Only one is in memory at a time."""
     shape = StageShape(1, max(len(ids) for ids in text.sequences), threads)
-    source_bytes = sum(path.stat().st_size for path in model.source.directory.glob("*.safetensors"))
+    files = [model.source.gguf] if model.source.gguf else list(model.source.directory.glob("*.safetensors"))
+    source_bytes = sum(path.stat().st_size for path in files)
     results = []
     with tempfile.TemporaryDirectory(prefix="mdi-perplexity-") as name:
         directory = Path(name)
         reference = Reference(text, model.config.vocab_size, directory)
-        for label, fmt in {str(Quant.NONE): WeightFormat.of(Quant.NONE), **formats}.items():
-            loaded = Loaded(model, fmt, directory / label, shape)
+        for quant, block in [(Quant.NONE, DEFAULT_BLOCK), *choices]:
+            label = f"{quant} block {block}" if results else str(quant)
+            loaded = Loaded(model, quant, block, directory / label, shape)
             if not results:
                 reference.keep(loaded)
             results.append(reference.measure(label, loaded, source_bytes))
@@ -146,14 +150,14 @@ def text_for(model: Model, args: argparse.Namespace) -> Text:
         return dialogues(model, args.tokens)
     with tempfile.TemporaryDirectory(prefix="mdi-perplexity-") as name:
         n_sequences = -(-args.tokens // args.length)
-        loaded = Loaded(model, WeightFormat.of(Quant.NONE), Path(name), StageShape(n_sequences, args.length, args.threads))
+        loaded = Loaded(model, Quant.NONE, DEFAULT_BLOCK, Path(name), StageShape(n_sequences, args.length, args.threads))
         return own_words(model.config, loaded.logits, n_sequences, args.length)
 
 
 def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", nargs="?", default="demo", help="a built-in model, or the directory of a checkpoint")
-    parser.add_argument("--quant", type=Quant, nargs="+", default=[quant for quant in Quant if quant is not Quant.NONE])
+    parser.add_argument("--quant", type=Quant, nargs="+", default=[Quant.INT8, Quant.INT4_PLAIN, Quant.INT4])
     parser.add_argument("--block", type=int, nargs="+", default=[DEFAULT_BLOCK])
     parser.add_argument(
         "--text", type=Path, help="a file of text, in place of what the model is known to speak, or speaks itself"
@@ -166,7 +170,7 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
     try:
         model = Model(resolve(args.model))
         text = text_for(model, args)
-        formats = {f"{quant} block {block}": WeightFormat.of(quant, block) for quant in args.quant for block in args.block}
+        choices = [(quant, block) for quant in args.quant for block in args.block]
         if not args.json:
             show(f"{args.model}: {text.n_scored} tokens of {text.origin}\n{HEADER}")
         shown: list[Result] = []
@@ -176,7 +180,7 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
             if not args.json:
                 show(result.line(shown[0]))
 
-        results = measure(model, text, formats, args.threads, line)
+        results = measure(model, text, choices, args.threads, line)
     except MdiError as error:
         show(f"{error}" + (f" ({error.hint})" if error.hint else ""))
         return error.exit_code

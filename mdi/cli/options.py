@@ -8,7 +8,7 @@ import typer
 
 from mdi.errors import UserError
 
-QuantName = Literal["auto", "none", "int8", "int4"]
+QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
 ObjectiveName = Literal["latency", "throughput"]
 
 Model = Annotated[

@@ -16,7 +16,11 @@ N_ABSENT = 6  # inputs before `router_weights`: a third projection, and zero poi
 
 
 def experts(g: GraphBuilder, pack: Pack, mix: Experts, p: str, x: str, d_model: int) -> str:
-    """The chosen experts' outputs on x [T, d_model], added up by router probability: [T, d_model]."""
+    """The chosen experts' outputs on x [T, d_model], added up by router probability: [T, d_model].
+
+    Raises ModelError when the pack's format has blocks that do not divide the experts' rows: the kernel has no padding.
+    """
+    g.reads["experts_gate_up"] = x
     logits = g.node("Gemm", [x, g.mapped(f"{p}.router.weight", pack, "router")], [f"{p}.router"], transB=1)  # [T, experts]
     attributes: dict[str, Any] = {
         "k": mix.n_chosen,

@@ -35,6 +35,8 @@ class GraphBuilder:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._sums: set[str] = set()
+        self.reads: dict[str, str] = {}
+        """By the name of a pack's linear layer, the input that it was last given."""
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -71,6 +73,7 @@ class GraphBuilder:
 
     def linear(self, name: str, x: str, pack: Pack, tensor: str, k: int) -> str:
         """x [T, k] times the pack's weight [N, k] transposed: [T, N]. Parts of different forms are computed apart and laid side by side."""
+        self.reads[tensor] = x
         parts = pack.linears.get(tensor, ())
         if not parts or parts[0].part.columns != k:
             raise ModelError(f"pack {pack.path.name} has no linear layer {tensor} of {k} columns")

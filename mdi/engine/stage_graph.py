@@ -27,11 +27,15 @@ from mdi.model.layout import block_layout
 from mdi.model.packs import Pack, PackKind
 from mdi.model.rope import Rope
 
+SQUARES = "squares."
 ROTATED_MULTIPLE = 16  # GroupQueryAttention refuses others: it rotates vectors of 8 pairs
 
 
-def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_block: int) -> bytes:
-    """`packs` are the model's blocks from `first_block` on. Raises ModelError when one is not a block of this model."""
+def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_block: int, *, observed: bool = False) -> bytes:
+    """`packs` are the model's blocks from `first_block` on. Raises ModelError when one is not a block of this model.
+
+    `observed`, of one block: further outputs SQUARES + name [K] are the sums over tokens of the squares that a linear layer reads.
+    """
     g = GraphBuilder("stage")
     d = config.d_model
     kv_shape: list[int | str] = ["B", config.n_kv_heads, ctx, config.head_dim]
@@ -56,6 +60,11 @@ def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_bloc
         x, skip = block.feed_forward(*block.attention(x, skip))
     g.node("Add", [x, skip] if skip else [x], ["hidden_out"])
     g.output("hidden_out", TensorProto.FLOAT, ["T", d])
+    if observed:
+        axes = g.constant("tokens", np.array([0], np.int64))
+        for tensor, read in g.reads.items():
+            squares = g.node("ReduceSumSquare", [read, axes], [f"{SQUARES}{tensor}"], keepdims=0)
+            g.output(squares, TensorProto.FLOAT, [f"K.{tensor}"])
     return g.model()
 
 

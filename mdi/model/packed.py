@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
+from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse
@@ -75,24 +76,35 @@ class PackedModel:
         )
 
 
-def prepare(source: WeightSource, fmt: WeightFormat, packs_directory: Path, progress: Progress | None = None) -> PackedModel:
+def prepare(
+    source: WeightSource,
+    fmt: WeightFormat,
+    packs_directory: Path,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room.
-    Whatever happens, only whole packs remain, and the next call goes on with those: one that was killed loses the part at hand.
+    With an observer, floats become 4 bits weighed by what it sees (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
+    damaged checkpoint, a format that does not suit it, or too little disk room. Whatever happens, only whole packs remain, and the next
+    call goes on with those: one that was killed loses the part at hand.
     """
-    path = packs_directory / f"{source.fingerprint()}-{fmt.name}.json"
+    if fmt.bits != 4 or source.quantised:
+        observer = None
+    name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if observer else ''}"
+    path = packs_directory / f"{name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
     check_format(source.config, fmt)
     packs_directory.mkdir(parents=True, exist_ok=True)
-    log = PartLog(path.with_suffix(".parts"))
+    log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)
-    packed = _convert(source, fmt, packs_directory, log, progress or (lambda done, total: None))
-    whole = path.with_suffix(".partial")
+    packed = _Conversion(source, fmt, packs_directory, log, state, observer).run(progress or (lambda done, total: None))
+    whole = packs_directory / f"{name}.partial"
     whole.write_text(json.dumps(packed.to_json()))
     whole.replace(path)
     log.close()
+    state.remove()
     return packed
 
 
@@ -112,28 +124,59 @@ def _has(packs_directory: Path, ref: PackRef) -> bool:
     return path.is_file() and path.stat().st_size == ref.n_bytes
 
 
-def _convert(source: WeightSource, fmt: WeightFormat, directory: Path, log: PartLog, progress: Progress) -> PackedModel:
-    config = source.config
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    """Makes the packs that the log does not have."""
 
-    def block(index: int) -> PackRef:
-        return write_pack(directory, PackKind.BLOCK, block_tensors(source, index, fmt))
+    source: WeightSource
+    fmt: WeightFormat
+    directory: Path
+    log: PartLog
+    state: HiddenState
+    observer: Observer | None
 
-    def head() -> PackRef:
-        norm, matrix = source.norm(source.final_norm), fuse(linear_parts(source, source.head, fmt))
-        return write_pack(directory, PackKind.HEAD, {"norm": norm, "head": matrix})
+    def run(self, progress: Progress) -> PackedModel:
+        config = self.source.config
+        blocks = [f"block {index}" for index in range(config.n_blocks)]
+        total = len(blocks) + 2
+        progress(0, total)
+        embedding = self._part("embedding", lambda: _write_embedding(self.source, self.directory))
+        calibration = self._calibration(embedding)
+        for index, part in enumerate(blocks):
+            progress(index + 1, total)
+            self._part(part, partial(self._write_block, index, calibration))
+        progress(total - 1, total)
+        head = self._part("head", partial(self._write_head, calibration))
+        progress(total, total)
+        return PackedModel(config, self.fmt, embedding, head, tuple(self.log.made[part] for part in blocks))
 
-    steps: dict[str, Callable[[], PackRef]] = {
-        "embedding": lambda: _write_embedding(source, directory),
-        **{f"block {index}": partial(block, index) for index in range(config.n_blocks)},
-        "head": head,
-    }
-    for done, (part, make) in enumerate(steps.items()):
-        progress(done, len(steps))
-        if part not in log.made:
-            log.add(part, make())
-    progress(len(steps), len(steps))
-    embedding_ref, *blocks, head_ref = (log.made[part] for part in steps)
-    return PackedModel(config, fmt, embedding_ref, head_ref, tuple(blocks))
+    def _part(self, part: str, make: Callable[[], PackRef]) -> PackRef:
+        if part not in self.log.made:
+            self.log.add(part, make())
+        return self.log.made[part]
+
+    def _calibration(self, embedding: PackRef) -> Calibration | None:
+        if self.observer is None:
+            return None
+        config, fmt = self.source.config, WeightFormat(8, self.fmt.block)
+        table = Embedding(open_pack(self.directory / embedding.filename), config.embedding_scale)
+        start = table.rows(random_tokens(config.vocab_size))
+
+        def reference(block: int) -> dict[str, NDArray[Any] | Linear]:
+            return block_tensors(self.source, block, fmt)
+
+        return Calibration(self.observer, start, reference, self.state, self.directory)
+
+    def _write_block(self, index: int, calibration: Calibration | None) -> PackRef:
+        squares = {} if calibration is None else calibration.squares(index)
+        return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt, squares))
+
+    def _write_head(self, calibration: Calibration | None) -> PackRef:
+        config, norm, squares = self.source.config, self.source.norm(self.source.final_norm), None
+        if calibration is not None:
+            squares = normed_squares(calibration.before(config.n_blocks), norm, config.norm_eps)
+        matrix = fuse(linear_parts(self.source, self.source.head, self.fmt, squares))
+        return write_pack(self.directory, PackKind.HEAD, {"norm": norm, "head": matrix})
 
 
 def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
@@ -145,30 +188,34 @@ def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
     return write_pack(directory, PackKind.EMBEDDING, {"embedding": values}, bf16=bf16)
 
 
-def linear_parts(source: WeightSource, name: str, fmt: WeightFormat) -> Linear:
+def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: NDArray[np.float32] | None = None) -> Linear:
     """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says.
 
-    What a quantised file left as floats is sensitive: it gets 8 bits where `fmt` says 4.
+    `squares` [K] are the mean squares of what it reads, if they are known. What a quantised file left as floats is sensitive: it gets
+    8 bits where `fmt` says 4.
     """
     if source.quantised and fmt.bits == 4:
         fmt = WeightFormat(8, fmt.block)
 
     def as_asked(part: LinearRows) -> LinearRows:
-        return part if isinstance(part, Quantised) else _rounded(part, fmt)
+        return part if isinstance(part, Quantised) else _rounded(part, fmt, squares)
 
     return tuple(as_asked(part) for part in source.linear(name))
 
 
-def block_tensors(source: WeightSource, block: int, fmt: WeightFormat) -> dict[str, NDArray[Any] | Linear]:
+def block_tensors(
+    source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
+) -> dict[str, NDArray[Any] | Linear]:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
-    names = source.block_tensors(block)
+    names, squares = source.block_tensors(block), squares or {}
 
     def plain(part: Part) -> NDArray[np.float32]:
         read = source.norm if part.stored is Stored.NORM else source.tensor
         return _stacked([read(names[role]) for role in part.roles if role in names])
 
     def fused(part: Part) -> Linear:
-        return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt)])
+        seen = squares.get(part.name)
+        return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt, seen)])
 
     tensors: dict[str, NDArray[Any] | Linear] = {}
     for placed in block_layout(source.config, block):
@@ -178,11 +225,13 @@ def block_tensors(source: WeightSource, block: int, fmt: WeightFormat) -> dict[s
             case Stored.LINEAR:
                 tensors[placed.part.name] = fused(placed.part)
             case Stored.EXPERTS:
-                tensors[placed.part.name] = _expert_rows(source, block, placed, fmt)
+                tensors[placed.part.name] = _expert_rows(source, block, placed, fmt, squares.get(placed.part.name))
     return tensors
 
 
-def _expert_rows(source: WeightSource, block: int, placed: PlacedPart, fmt: WeightFormat) -> Linear:
+def _expert_rows(
+    source: WeightSource, block: int, placed: PlacedPart, fmt: WeightFormat, squares: NDArray[np.float32] | None
+) -> Linear:
     """One linear layer of all experts' rows, one expert after another; rows of different roles take turns.
 
     The kernel wants one form for all, so codes of a file are rounded anew.
@@ -192,12 +241,12 @@ def _expert_rows(source: WeightSource, block: int, placed: PlacedPart, fmt: Weig
         names = source.expert_tensors(block, expert)
         floats = [_stacked([dequantise(rows) for rows in source.linear(names[role])]) for role in placed.part.roles]
         turns = np.stack(floats, axis=1)  # [N, roles, K]
-        experts.append(_rounded(turns.reshape(-1, turns.shape[-1]), fmt))
+        experts.append(_rounded(turns.reshape(-1, turns.shape[-1]), fmt, squares))
     return fuse(experts)
 
 
-def _rounded(weight: NDArray[np.float32], fmt: WeightFormat) -> LinearRows:
-    return quantise(weight, fmt) if fmt.quantised else weight
+def _rounded(weight: NDArray[np.float32], fmt: WeightFormat, squares: NDArray[np.float32] | None) -> LinearRows:
+    return quantise(weight, fmt, squares) if fmt.quantised else weight
 
 
 def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -118,10 +118,11 @@ def write_pack(
     tensors: Mapping[str, NDArray[Any] | Linear],
     *,
     bf16: frozenset[str] = frozenset(),
+    durable: bool = True,
 ) -> PackRef:
     """Writes a pack under its final name, whole or not at all. Linear layers are given as tuples of parts.
 
-    Tensors named in `bf16` are uint16 bits of bfloat16.
+    Tensors named in `bf16` are uint16 bits of bfloat16. One that is not `durable` may be lost with the power: it is soon deleted.
     """
     linears = {name: value for name, value in tensors.items() if isinstance(value, tuple)}
     arrays = _arrays(tensors)
@@ -143,7 +144,7 @@ def write_pack(
         writer.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
             writer.write(array.data.cast("B"))
-        return writer.commit()
+        return writer.commit(durable=durable)
 
 
 def _arrays(tensors: Mapping[str, NDArray[Any] | Linear]) -> dict[str, NDArray[Any]]:
@@ -195,13 +196,14 @@ class PackWriter:
         self._hash.update(data)
         self._n_bytes += len(data)
 
-    def commit(self, expected: PackRef | None = None) -> PackRef:
+    def commit(self, expected: PackRef | None = None, *, durable: bool = True) -> PackRef:
         """Names the file by its content. Raises ModelError when it is not the expected one."""
         found = PackRef(self._hash.hexdigest(), self._n_bytes)
         if expected is not None and found != expected:
             raise ModelError(f"pack {expected.sha256[:12]} arrived damaged ({found.n_bytes} of {expected.n_bytes} bytes)")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if durable:
+            os.fsync(self._file.fileno())
         self._file.close()
         self._path.chmod(0o644)
         self._path.replace(self._directory / found.filename)

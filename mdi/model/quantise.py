@@ -13,18 +13,28 @@ from numpy.typing import NDArray
 
 from mdi.errors import ModelError, UserError
 from mdi.model.linear import BLOCK_SIZES, LinearPart, Quantised, pack_nibbles
+from mdi.model.scale_search import block_weights, search
 
 DEFAULT_BLOCK = 128  # `make bench`: faster than 64 in decode and prefill on x86-64 with VNNI
 CHUNK_VALUES = 1 << 18  # values quantised at a time by one thread: 1 MiB of fp32 stays in the second-level cache
 
 
 class Quant(StrEnum):
-    """What `--quant` chooses. AUTO takes files of codes (GGUF, GPTQ, AWQ) as they are, and makes int4 of floats."""
+    """What `--quant` chooses. AUTO takes files of codes (GGUF, GPTQ, AWQ) as they are, and makes int4 of floats.
+
+    INT4 weighs errors by what the layers read (`calibration.py`), INT4_PLAIN rounds to the nearest code: same size and speed, three times
+    as fast to make, and worse.
+    """
 
     AUTO = "auto"
     NONE = "none"
     INT8 = "int8"
     INT4 = "int4"
+    INT4_PLAIN = "int4-plain"
+
+    @property
+    def weighed(self) -> bool:
+        return self in (Quant.AUTO, Quant.INT4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,7 @@ class WeightFormat:
                 return cls(32)
             case Quant.INT8:
                 return cls(8, block)
-            case Quant.INT4 | Quant.AUTO:
+            case Quant.INT4 | Quant.INT4_PLAIN | Quant.AUTO:
                 return cls(4, block)
 
     @property
@@ -77,10 +87,11 @@ class WeightFormat:
         return cls(int(data["bits"]), int(data["block"]))
 
 
-def quantise(weight: NDArray[np.float32], fmt: WeightFormat) -> Quantised:
-    """Rounds [N, K] to the nearest code; K is padded with zeros to a whole number of blocks.
+def quantise(weight: NDArray[np.float32], fmt: WeightFormat, squares: NDArray[np.float32] | None = None) -> Quantised:
+    """Rounds [N, K]; K is padded with zeros to a whole number of blocks.
 
-    The value of largest magnitude in a block maps to the code furthest from zero (-8 or -128), so it is kept exactly.
+    Without `squares` to the nearest code: the value of largest magnitude in a block maps to the code furthest from zero (-8 or -128),
+    so it is kept exactly. With the mean squares [K] of the inputs, scales are searched (`scale_search.py`).
     """
     n, k = weight.shape
     blocks = -(-k // fmt.block)
@@ -89,11 +100,16 @@ def quantise(weight: NDArray[np.float32], fmt: WeightFormat) -> Quantised:
     codes = np.empty((n, blocks, fmt.block * fmt.bits // 8), np.uint8)
     scales = np.empty((n, blocks), np.float32)
     step = max(1, CHUNK_VALUES // (blocks * fmt.block))
+    weights = None if squares is None else block_weights(squares, fmt.block)
 
     def work(start: int) -> None:
         rows = slice(start, min(n, start + step))
         chunk = np.ascontiguousarray(weight[rows]).reshape(-1, blocks, fmt.block)
-        codes[rows], scales[rows] = _quantise_chunk(chunk, fmt.bits)
+        if weights is None:
+            codes[rows], scales[rows] = _quantise_chunk(chunk, fmt.bits)
+        else:
+            centred, scales[rows] = search(chunk, weights, fmt.bits)
+            codes[rows] = _stored_codes(centred, fmt.bits)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock in its loops
         list(pool.map(work, range(0, n, step)))
@@ -108,9 +124,12 @@ def _quantise_chunk(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     scaled = values * inverse[..., None]
     np.rint(scaled, out=scaled)
-    scaled += zero
-    np.clip(scaled, 0, 2 * zero - 1, out=scaled)
-    codes = scaled.astype(np.uint8)
-    if bits == 4:
-        codes = pack_nibbles(codes)
-    return codes, scales
+    np.clip(scaled, -zero, zero - 1, out=scaled)
+    return _stored_codes(scaled, bits), scales
+
+
+def _stored_codes(centred: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    """From whole numbers around zero, which are overwritten, to codes as they are stored."""
+    centred += 1 << (bits - 1)
+    codes = centred.astype(np.uint8)
+    return pack_nibbles(codes) if bits == 4 else codes

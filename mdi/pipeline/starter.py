@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mdi.cluster.home import Home
 from mdi.engine.backend import Backend
 from mdi.engine.constraint import Guides
+from mdi.engine.observe import BlockObserver
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import InternalError, UserError
@@ -31,6 +32,7 @@ from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
+from mdi.profile.device import DeviceInfo
 from mdi.wire.frame import FrameLimits
 
 STEP_TIMEOUT_FLOOR_S = 10.0
@@ -150,6 +152,8 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
     """Converts in a thread. When cancelled, the thread ends at the next part: Ctrl-C must not wait for a 7B model."""
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
+    threads = options.threads or DeviceInfo.of_this_device().usable_cores
+    observer = BlockObserver(model.config, threads) if options.quant.weighed else None
 
     def on_part(done: int, total: int) -> None:
         if stopped.is_set():
@@ -157,7 +161,9 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
         loop.call_soon_threadsafe(on_progress, Progress("convert", "converting the weights", done, total))
 
     try:
-        return await asyncio.to_thread(lambda: prepare(model.weights(options.quant), workload.fmt, home.packs_path, on_part))
+        return await asyncio.to_thread(
+            lambda: prepare(model.weights(options.quant), workload.fmt, home.packs_path, on_part, observer)
+        )
     finally:
         stopped.set()
 
