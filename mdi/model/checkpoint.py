@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +17,9 @@ from mdi.model.families import Role
 from mdi.model.fields import Fields
 from mdi.model.gptq_awq import Coding
 from mdi.model.linear import Linear
-from mdi.model.shards import AGAIN, FLOATS, Shard, StoredTensor
-from mdi.model.weights import StoredTable
+from mdi.model.shards import AGAIN, FLOATS, Shard
+from mdi.model.shards import StoredTensor as TensorPlace
+from mdi.model.weights import StoredTable, StoredTensor
 
 WEIGHT = ".weight"
 SINGLE = "model.safetensors"
@@ -126,6 +127,11 @@ class Checkpoint:
                     digest.update(shard.data[start : min(start + SAMPLE_BYTES, tensor.stop)].tobytes())
         return digest.hexdigest()
 
+    def inventory(self) -> Iterator[StoredTensor]:
+        for shard in self._shards.values():
+            for name, tensor in shard.tensors.items():
+                yield StoredTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
+
     def _coded(self, name: str) -> dict[str, str]:
         """The tensors that stand for a matrix in GPTQ's or AWQ's form, by kind; none for one that is stored as floats."""
         if self._coding is None or name in self._where or not name.endswith(WEIGHT):
@@ -183,7 +189,7 @@ class Checkpoint:
             for role, name in self.expert_tensors(block, expert).items()
         }
 
-    def _check_tensor(self, name: str, shape: tuple[int, ...], found: StoredTensor) -> None:
+    def _check_tensor(self, name: str, shape: tuple[int, ...], found: TensorPlace) -> None:
         if found.shape != shape:
             raise ModelError(
                 f"{name} in {self._where[name].path} has the shape {list(found.shape)}, but config.json means {list(shape)}",

@@ -62,6 +62,26 @@ def resolve(name_or_path: str) -> ModelSource:
     )
 
 
+def stored_weights(source: ModelSource) -> WeightSource:
+    """The weights as they are stored, for whoever needs no tokenizer. Raises ModelError as `Model` does, and for damaged weights."""
+    if source.gguf is None:
+        return Checkpoint.open(source.directory)
+    return GgufWeights.open(Gguf.open(source.gguf))
+
+
+def kept_as(stored: WeightSource, quant: Quant, block: int = DEFAULT_BLOCK) -> tuple[WeightSource, WeightFormat]:
+    """The weights as `--quant` wants them, and the format in which their matrices will lie, or most of them.
+
+    Of a quantised GGUF file these are its own codes, unless others are asked for.
+    """
+    fmt = WeightFormat.of(quant, block)
+    if not isinstance(stored, GgufWeights):
+        return stored, fmt
+    if quant is Quant.AUTO:
+        return stored, stored.main_format() or fmt
+    return replace(stored, exact=False), fmt
+
+
 class Model:
     """One model's config, tokenizer and chat template; its weights are opened, and checked, when `checkpoint` is first used."""
 
@@ -85,17 +105,12 @@ class Model:
         return Checkpoint.open(self.source.directory, self.config)
 
     def weights(self, quant: Quant) -> WeightSource:
-        """The weights as `--quant` wants them: of a quantised GGUF file, its codes unless others are asked for."""
-        checkpoint = self.checkpoint
-        if isinstance(checkpoint, GgufWeights) and quant is not Quant.AUTO:
-            return replace(checkpoint, exact=False)
-        return checkpoint
+        """The weights as `--quant` wants them."""
+        return kept_as(self.checkpoint, quant)[0]
 
     def weight_format(self, quant: Quant, block: int = DEFAULT_BLOCK) -> WeightFormat:
-        """How the packs' matrices will lie; of a GGUF file taken as it is, how most of them do."""
-        if self._gguf is not None and isinstance(weights := self.weights(quant), GgufWeights) and weights.exact:
-            return weights.main_format() or WeightFormat.of(quant, block)
-        return WeightFormat.of(quant, block)
+        """How the packs' matrices will lie; of a GGUF file taken as it is, how most of them do. Does not open a checkpoint of floats."""
+        return WeightFormat.of(quant, block) if self._gguf is None else kept_as(self.checkpoint, quant, block)[1]
 
     def packed_bytes(self, quant: Quant, fmt: WeightFormat) -> tuple[int, int]:
         """Bytes of the largest block and of the head in packs. Does not open a checkpoint of floats."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,16 @@ from mdi.model.linear import Linear, LinearPart, Quantised
 
 StoredTable = tuple[NDArray[Any], str]
 """Values in the file's own type, and that type: "F32", "F16", or "BF16" as uint16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file: `kind` is its type as the file's format calls it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    n_bytes: int
 
 
 class WeightSource(Protocol):
@@ -41,6 +53,9 @@ class WeightSource(Protocol):
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for these weights and for how this reader understands them."""
+
+    def inventory(self) -> Iterator[StoredTensor]:
+        """Every tensor of the files, used or not, in the files' order."""
 
     def block_tensors(self, block: int) -> dict[Role, str]:
         """Names of the tensors that one block has, by what they do; its experts' aside. Matrices are for `linear`, norms for `norm`."""

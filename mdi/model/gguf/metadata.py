@@ -18,6 +18,7 @@ MAX_KEYS = 4096  # published files have 20 to 60
 MAX_KEY_BYTES = 65_535  # the format's own limit
 MAX_TEXT_BYTES = 64 << 20  # the longest known are whole tokenizer.json files, of 35 MB
 MAX_TEXTS = 1 << 21  # in all arrays together: Gemma has 262,144 tokens and 514,906 merges
+MAX_TEXTS_BYTES = 128 << 20  # of all arrays of texts together: Gemma's are 14 MB
 MAX_NUMBERS = 1 << 24  # in one array: scores and types go with tokens
 
 BOOL, TEXT, ARRAY = 7, 8, 9
@@ -53,7 +54,7 @@ class Metadata(Mapping[str, Any]):
         """`count` keys with their values from the cursor on. Raises ModelError for a key that comes twice, an unknown type, a
         nested array, or a length beyond the file or the bounds above."""
         places: dict[str, _Place] = {}
-        texts_left = MAX_TEXTS
+        texts_left, bytes_left = MAX_TEXTS, MAX_TEXTS_BYTES
         for number in range(count):
             key = cursor.name(f"key {number}", MAX_KEY_BYTES)
             if key in places:
@@ -64,6 +65,9 @@ class Metadata(Mapping[str, Any]):
                 if texts_left < 0:
                     raise cursor.error(f"its arrays hold more than {MAX_TEXTS} texts")
                 cursor.skip_texts(place.count, f"{key!r:.80}")
+                bytes_left -= cursor.position - place.start
+                if bytes_left < 0:
+                    raise cursor.error(f"its arrays of texts are longer than {MAX_TEXTS_BYTES} bytes")
             places[key] = place
         return cls(data, places, origin)
 

@@ -19,6 +19,7 @@ from mdi.model.tokenizer import Tokenizer, TokenizerSettings
 
 NAMES = MappingProxyType({"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"})
 TEMPLATE = "tokenizer.chat_template"
+MAX_SPM_CHARS = 1 << 23  # every place in a token is a merge to try; Gemma's 262,144 tokens have 1.9 million
 # Of Phi-3's control tokens all but these swallow the white space after them: its tokenizer.json says so, and GGUF has no word for it.
 PHI3_NOT_SWALLOWING = ("<unk>", "<s>", "<|endoftext|>")
 
@@ -54,6 +55,8 @@ def _sentencepiece(gguf: Gguf, vocabulary: Vocabulary, origin: str) -> tuple[Bac
     if vocabulary.scores is None:
         raise ModelError(f"{origin} lacks its scores ('{PREFIX}.scores')", hint="download the model again")
     pieces = {text: token_id for token_id, text in enumerate(vocabulary.texts)}
+    if (n_chars := sum(map(len, vocabulary.texts))) > MAX_SPM_CHARS:
+        raise ModelError(f"{origin} has {n_chars} characters in its tokens, more than {MAX_SPM_CHARS}")
     scores = {text: float(vocabulary.scores[token_id]) for token_id, text in vocabulary.of_kind(Kind.NORMAL)}
     unknown = special_id(gguf.fields, "unknown")
     backend = sentencepiece_bpe(

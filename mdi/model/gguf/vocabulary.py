@@ -19,6 +19,7 @@ SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding", "separator", "mask"
 # Where a SentencePiece file is silent: the order in which SentencePiece makes vocabularies.
 SPM_DEFAULTS = {"unknown": 0, "bos": 1, "eos": 2}
 PREFIX = "tokenizer.ggml"
+MAX_TOKEN_CHARS = 1024  # the longest published ones, of spaces or dashes, have 512
 
 
 class Kind(IntEnum):
@@ -46,6 +47,9 @@ class Vocabulary:
         texts = metadata.texts(f"{PREFIX}.tokens")
         if not 1 <= len(texts) <= MAX_VOCAB:
             raise ModelError(f"{origin} has {len(texts)} tokens, outside 1 to {MAX_VOCAB}")
+        longest = max(map(len, texts))
+        if longest > MAX_TOKEN_CHARS:
+            raise ModelError(f"{origin} has a token of {longest} characters, more than {MAX_TOKEN_CHARS}")
         texts = [text or f"[EMPTY_{token_id}]" for token_id, text in enumerate(texts)]
         if len(set(texts)) != len(texts):
             seen: set[str] = set()

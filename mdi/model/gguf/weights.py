@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from mdi.model.gguf.header import TensorInfo
 from mdi.model.gguf.types import GgmlType
 from mdi.model.linear import Linear, LinearPart, Quantised
 from mdi.model.quantise import WeightFormat
-from mdi.model.weights import StoredTable
+from mdi.model.weights import StoredTable, StoredTensor
 
 READER_VERSION = 1  # in fingerprints: packs made by another are made again
 FLOAT_BITS: dict[GgmlType, np.dtype[Any]] = {
@@ -82,6 +82,10 @@ class GgufWeights:
     def fingerprint(self) -> str:
         about = f"{self.gguf.fingerprint()} {self.config.to_json()} {READER_VERSION} {self.exact}"
         return hashlib.sha256(about.encode()).hexdigest()
+
+    def inventory(self) -> Iterator[StoredTensor]:
+        for info in self.gguf.tensors.values():
+            yield StoredTensor(info.name, info.type.name, info.shape, info.n_bytes)
 
     def block_tensors(self, block: int) -> dict[Role, str]:
         names = self.config.family.block_tensors(block)

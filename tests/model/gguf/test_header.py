@@ -177,6 +177,12 @@ def test_texts_of_all_arrays_together_are_bounded(tmp_path: Path, monkeypatch: p
     refused(tmp_path, Written({"a": ["x"] * 3, "b": ["y"] * 3}).bytes(), "more than 5 texts")
 
 
+def test_bytes_of_all_texts_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_TEXTS_BYTES", 3 * (8 + 5))
+    assert len(opened(tmp_path, Written({"a": ["xxxxx"] * 2, "b": ["yyyyy"]}).bytes()).metadata) == 2
+    refused(tmp_path, Written({"a": ["xxxxx"] * 2, "b": ["yyyyyy"]}).bytes(), "longer than 39 bytes")
+
+
 def test_text_that_is_not_utf8_is_refused_when_asked_for(tmp_path: Path) -> None:
     file = opened(tmp_path, Written({"a": b"\xff", "b": "fine"}).bytes())
     assert file.metadata["b"] == "fine"

@@ -209,6 +209,14 @@ def test_sentencepiece_equals_llama_cpp(llama_cpp: Any, sentencepiece_model: Pat
                 assert ours.encode_prompt(text) == prompt, text
 
 
+def test_tokens_whose_merges_would_take_long_are_refused(
+    sentencepiece_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi.model.gguf.tokenizer.MAX_SPM_CHARS", 1000)
+    with pytest.raises(ModelError, match="characters in its tokens, more than 1000"):
+        loaded(tmp_path, sentencepiece_metadata(sentencepiece_model))
+
+
 def test_control_tokens_of_phi3_swallow_white_space(sentencepiece_model: Path, tmp_path: Path) -> None:
     metadata = sentencepiece_metadata(sentencepiece_model)
     for key, value in (("tokens", "<|user|>"), ("token_type", 3)):
@@ -304,6 +312,7 @@ def test_every_known_way_to_split_loses_nothing(pre: str) -> None:
         ({"merges": 1}, "lacks 'tokenizer.ggml.merges'"),
         ({"add_bos_token": 1}, "add_bos_token"),
         ({"model": "llama"}, "lacks its scores"),
+        ({"tokens": ["x" * 1025]}, "a token of 1025 characters"),
     ],
 )
 def test_tokenizer_that_is_damaged_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
