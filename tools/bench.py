@@ -1,8 +1,9 @@
 """Speed beside llama.cpp: `make bench`, or `python -m tools.bench`.
 
-(a) one process with 1 and 2 threads beside llama.cpp with as many, (b) two nodes of one thread each, pinned to a core each, beside one
-process of one thread and beside llama.cpp's RPC backend with two workers. All engines of a part stay loaded and take turns, so that a
-noisy machine disturbs them alike; medians and ratios of neighbouring rounds are printed.
+Three parts: `single`, one process with 1 and 2 threads beside llama.cpp with as many; `pair`, two nodes of one thread each, pinned to a
+core each, beside one process of one thread and beside llama.cpp's RPC backend with two workers; `house`, three daemons of one thread
+over which the planner spreads the model, its prediction beside what was measured. All engines of a part stay loaded and take turns, so
+that a noisy machine disturbs them alike; medians and ratios of neighbouring rounds are printed.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ from rich.table import Table
 
 from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
+from mdi.engine.protocol import StageShape
 from mdi.errors import ClusterError, MdiError
-from tools.llama_cpp import LlamaCpp, available_cores, peak_rss_bytes, rpc_workers
+from mdi.model.checkpoint import read_config
+from mdi.model.packed import packed_bytes
+from mdi.model.quantise import WeightFormat
+from tools.llama_cpp import LlamaCpp, available_cores, peak_rss_bytes, reset_peak_rss, rpc_workers
 from tools.make_checkpoint import exit_with_error, make_checkpoint
 from tools.make_gguf import make_gguf
 from tools.shapes import SHAPES, named_shape
 
 PORTS = 52760  # and the next ones: away from a node that runs on this machine
+PARTS = ("single", "pair", "house")
+HOUSE = ("desk", "kitchen", "attic")
 START_TIMEOUT_S = 60.0
 
 Measure = Callable[[int, int], "Rates"]
@@ -69,7 +76,7 @@ class MdiProcess:
         command += ["--threads", str(threads), "--cores", cores]
         for name, value in options.items():
             for each in value if isinstance(value, (list, tuple)) else [value]:
-                command += [f"--{name.replace('_', '-')}", str(each)]
+                command.append(f"--{name.replace('_', '-')}={each}")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._read()
 
@@ -198,12 +205,14 @@ class Bench:
             a, b = self.home("a"), self.home("b")
             stack.enter_context(node(a, PORTS, str(first)))
             pid = stack.enter_context(node(b, PORTS + 1, str(second)))
-            peer = f"127.0.0.1:{PORTS + 1}"
+            idle, peer = peak_rss_bytes(pid), f"127.0.0.1:{PORTS + 1}"
             common = {"threads": 1, "cores": str(first), "block": args.blocks[-1]}
             alone = stack.enter_context(MdiProcess(self.home("alone"), self.model, **common))
-            ring = stack.enter_context(
-                MdiProcess(a, self.model, split=f"{n_blocks - half},{half}", peer=[peer], slots=2, **common)
-            )
+            over_two = {"split": f"{n_blocks - half},{half}", "peer": [peer], "slots": 2, **common}
+            with MdiProcess(a, self.model, **over_two):
+                pass  # measuring the nodes takes memory, once; what a stage takes is asked for here
+            reset_peak_rss(pid)
+            ring = stack.enter_context(MdiProcess(a, self.model, **over_two))
             workers = stack.enter_context(
                 MdiProcess(
                     self.home("third"),
@@ -224,11 +233,64 @@ class Bench:
                 rpc = stack.enter_context(LlamaCpp(self.gguf, 1, rpc=servers, context_tokens=args.prompt + args.new + 8))
                 contenders.append(Contender("llama.cpp RPC, 2 workers", llama(rpc)))
             compete(contenders, args.rounds, args.prompt, args.new)
-            stages = ring.facts["plan"]["stages"]
-            self.results["stage_peak_rss_bytes"] = peak_rss_bytes(pid)
-            self.results["predicted_tokens_per_s"] = ring.predicted_tokens_per_s
-            self._console.print(f"plan: {[(stage['start'], stage['stop']) for stage in stages]}")
-        self._report("two nodes, one thread each", contenders, contenders[0])
+            self._report("two nodes, one thread each", contenders, contenders[0])
+            self._report_prediction(ring, contenders[1])
+            self._report_memory("the second node", pid, half, idle, slots=2)
+
+    def house(self) -> None:
+        """(c): three daemons; the starter belongs to the first, and the planner decides who holds what."""
+        args, cores = self._args, available_cores()
+        with ExitStack() as stack:
+            homes = [self.home(name) for name in HOUSE]
+            pids = [
+                stack.enter_context(node(home, PORTS + i, str(cores[i % len(cores)]), threads=1))
+                for i, home in enumerate(homes)
+            ]
+            idle = peak_rss_bytes(pids[-1])
+            over_all = {
+                "threads": 1,
+                "cores": str(cores[0]),
+                "block": args.blocks[-1],
+                "peer": [f"127.0.0.1:{PORTS + i}" for i in range(1, len(HOUSE))],
+                "min_nodes": len(HOUSE),
+                "objective": "throughput",  # among equal nodes every split is as fast; this one gives each a fair share
+            }
+            with MdiProcess(homes[0], self.model, **over_all):
+                pass  # as in `pair`
+            for pid in pids:
+                reset_peak_rss(pid)
+            starter = stack.enter_context(MdiProcess(homes[0], self.model, **over_all))
+            contender = Contender("mdi, three nodes", starter.measure)
+            compete([contender], args.rounds, args.prompt, args.new)
+            self._report("three nodes, one thread each", [contender], contender)
+            self._report_prediction(starter, contender)
+            stages = starter.facts["plan"]["stages"]
+            for stage, pid in zip(stages[1:], (pids[HOUSE.index(stage["name"])] for stage in stages[1:]), strict=True):
+                self._report_memory(stage["name"], pid, stage["stop"] - stage["start"], idle, slots=1)
+            resident = sum(peak_rss_bytes(pid) for pid in pids) + starter.peak_rss_bytes
+            self._tell("peak resident memory of all", f"{resident / 2**30:.2f} GiB", resident)
+
+    def _report_prediction(self, starter: MdiProcess, measured: Contender) -> None:
+        split = ",".join(str(stage["stop"] - stage["start"]) for stage in starter.facts["plan"]["stages"])
+        predicted, found = starter.predicted_tokens_per_s, measured.median("decode_tokens_per_s")
+        ratio = predicted / found
+        self._tell(
+            f"{measured.name}, blocks {split}: predicted / measured", f"{predicted:.2f} / {found:.2f} = {ratio:.3f}", ratio
+        )
+
+    def _report_memory(self, name: str, pid: int, n_blocks: int, idle: int, *, slots: int) -> None:
+        """Of a worker: what its stage takes at most, beside the weights and the KV that this benchmark writes."""
+        config, args = read_config(self.model), self._args
+        weights = n_blocks * packed_bytes(config, WeightFormat(4, args.blocks[-1]))[0]
+        kv = StageShape(slots, args.prompt + args.new, 1).kv_bytes(config, n_blocks)
+        peak = peak_rss_bytes(pid)
+        ratio = (peak - idle) / (weights + kv)
+        shown = f"({peak >> 20} - {idle >> 20} MiB of an idle node) / ({weights >> 20} + {kv >> 20} MiB) = {ratio:.3f}"
+        self._tell(f"{name}, {n_blocks} blocks: peak resident / (weights + KV)", shown, ratio)
+
+    def _tell(self, what: str, shown: str, value: float) -> None:
+        self.results[what] = value
+        self._console.print(f"{what}: {shown}")
 
     def _report(self, title: str, contenders: list[Contender], base: Contender) -> None:
         table = Table("", "decode tok/s", "ratio", "prefill tok/s", "ratio", title=f"{title}; ratios to {base.name}")
@@ -254,19 +316,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--no-pair", dest="pair", action="store_false", help="leave out the part over two nodes")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=["single", "pair"])
     parser.add_argument("--no-llama", dest="llama", action="store_false", help="leave out llama.cpp")
     parser.add_argument("--no-rpc", dest="rpc", action="store_false", help="leave out llama.cpp's RPC backend")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the nodes' gRPC core would write of every certificate that is looked at
     try:
         with tempfile.TemporaryDirectory(prefix="mdi-bench-") as scratch:
             bench = Bench(args, Path(scratch))
-            for threads in args.threads:
+            for threads in args.threads if "single" in args.parts else ():
                 bench.single(threads)
-            if args.pair:
+            if "pair" in args.parts:
                 bench.pair()
+            if "house" in args.parts:
+                bench.house()
     except MdiError as error:
         return exit_with_error(error)
     if args.json:

@@ -14,9 +14,7 @@ def table(report: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def model_card(
-    shape: Shape, parameters: int, report: dict[str, dict[str, float]], *, seed: int, steps: int, per_skill: int
-) -> str:
+def model_card(shape: Shape, parameters: int, report: dict[str, dict[str, float]], *, seed: int, per_skill: int) -> str:
     """The text of MODEL.md."""
     countries = ", ".join(country.name for country in world.COUNTRIES)
     return f"""# demo
@@ -55,12 +53,14 @@ A tenth of all questions is held out, by a hash. For sums, differences, words to
 names the hash is that of the content, so a held-out pair of numbers or word occurs in training in no phrasing. (A sum is held
 out together with its mirror image; a word is held out from spelling and reversing alike.) For what has to be learned by heart, which is
 facts, products and small talk, it is that of the question's text, so the fact is known from other wordings. A story is right
-when it is about the hero that was asked for. Follow-ups come after a held-out question and its right answer.
+when it is about the hero that was asked for. Follow-ups come after a held-out question and its right answer; late questions are
+held-out ones of all skills in turn, each as the 21st of a conversation (some 350 to 600 tokens).
 
 ## Training
 
-    python -m tools.train_demo --seed {seed} --steps {steps} --out mdi/model/demo
+    python -m tools.train_demo --seed {seed} --out mdi/model/demo
 
-From 70 % of the training on, most steps compute with weights rounded to int4 or int8. The seed fixes data, initial weights and
-rounding; CPU kernels still change the last bits of a sum, so equal files come only from equal machines.
+Short rows teach the skills, then rows up to the whole context teach to keep them late in a conversation. In the later part of both
+phases most steps compute with weights rounded to int4 or int8. The seed fixes data, initial weights and rounding; CPU kernels still
+change the last bits of a sum, so equal files come only from equal machines.
 """

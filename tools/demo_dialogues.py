@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tools import demo_grammar as grammar
@@ -20,6 +20,7 @@ from tools.demo_grammar import Turn
 
 HELD_OUT_PARTS = 10  # one key in ten is held out
 MAX_TRIES = 1000  # draws until a turn falls on the wanted side of the split; one in ten does in the worst case
+SHORT, LONG = (1, 1, 2, 3, 4, 5, 6, 8), (2, 8, 16, 24, 32, 48)  # turns of a conversation; 48 fill the context of 1024 tokens
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a small and friendly chat model.",
@@ -62,12 +63,12 @@ def draw(rng: random.Random, make: Callable[[random.Random], Turn | None], *, he
     return None
 
 
-def conversation(rng: random.Random) -> list[Turn]:
-    """A training conversation of 1 to 8 turns; none of its keys is held out."""
+def conversation(rng: random.Random, turns_in_all: Sequence[int] = SHORT) -> list[Turn]:
+    """A training conversation; none of its keys is held out. `turns_in_all`: lengths, each as likely as it is often there."""
     makers, weights = zip(*SKILLS_BY_WEIGHT, strict=True)
     turns: list[Turn] = []
     met: Turn | None = None
-    for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 6, 8))):
+    for _ in range(rng.choice(turns_in_all)):
         turn = None
         if turns and rng.random() < 0.35:
             turn = draw(rng, lambda r: follow_up(r, turns[-1]), held_out=False)
@@ -92,6 +93,19 @@ def _heldout(rng: random.Random, per_skill: int) -> Iterator[Question]:
             turn = draw(rng, make, held_out=True)
             assert turn is not None
             yield Question(turn.skill, turn.user, contains(turn.expect))
+
+
+def heldout_late(seed: int, count: int, after_turns: int = 20) -> list[Question]:
+    """`count` held-out questions, each late in a conversation: after `after_turns` others that were answered rightly."""
+    rng = random.Random(f"late {seed}")
+    makers = [make for make, _ in SKILLS_BY_WEIGHT]
+    questions: list[Question] = []
+    for number in range(count):
+        history = tuple((turn.user, turn.answer) for turn in conversation(rng, (after_turns,)))
+        turn = draw(rng, makers[number % len(makers)], held_out=True)
+        assert turn is not None
+        questions.append(Question("late", turn.user, contains(turn.expect), history))
+    return questions
 
 
 def heldout_followups(seed: int, count: int) -> list[Question]:

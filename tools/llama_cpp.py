@@ -166,6 +166,11 @@ def peak_rss_bytes(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
+def reset_peak_rss(pid: int) -> None:
+    """Lets `peak_rss_bytes` count from now on (Linux)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
 def _start_child(threads: int, cores: Sequence[int], arguments: list[str]) -> subprocess.Popen[str]:
     if importlib.util.find_spec("llama_cpp") is None:
         raise UserError("llama-cpp-python is not installed", hint=INSTALL)

@@ -20,6 +20,7 @@ from mdi.cluster.home import Home
 from mdi.model.quantise import Quant
 from mdi.pipeline.api import Answer, Progress, Request, StarterOptions
 from mdi.pipeline.starter import Starter, open_starter
+from mdi.plan.plan import Objective
 
 
 async def serve(options: StarterOptions, home: Home) -> None:
@@ -60,7 +61,7 @@ def _prompt(starter: Starter, rng: random.Random, n_tokens: int) -> tuple[int, .
 
 
 async def _answer(starter: Starter, prompt: tuple[int, ...], new_tokens: int) -> Answer:
-    async for event in starter.generate(Request(prompt, max_tokens=new_tokens, ignore_eos=True)):
+    async for event in starter.generate(Request(prompt, max_tokens=new_tokens, ignore_eos=True, speculate=False)):
         if isinstance(event, Answer):
             return event
     raise AssertionError("an answer ended without an Answer")
@@ -78,8 +79,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--split", help="blocks of each node, such as 8,8; alone when absent")
     parser.add_argument("--peer", action="append", default=[])
-    parser.add_argument("--auto", action="store_true", help="plan over the peers instead of staying alone")
     parser.add_argument("--min-nodes", type=int, default=1)
+    parser.add_argument("--objective", type=Objective, default=Objective.LATENCY)
     args = parser.parse_args()
     os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
     split = tuple(int(count) for count in args.split.split(",")) if args.split else None
@@ -89,6 +90,7 @@ def main() -> None:
         block=args.block,
         ctx=args.ctx,
         n_slots=args.slots,
+        objective=args.objective,
         split=split,
         min_nodes=args.min_nodes,
         peers=tuple(args.peer),

@@ -1,7 +1,10 @@
 """Trains the built-in chat model `demo` on dialogues that it speaks to itself, and prints how well it answers held-out questions.
 
-    python -m tools.train_demo --seed 0 --out mdi/model/demo      # trains; the result depends on the seed and the step count
+    python -m tools.train_demo --seed 0 --out mdi/model/demo      # trains; the result depends on the seed and the step counts
     python -m tools.train_demo --evaluate mdi/model/demo --json   # fp32, fake int8 and fake int4 accuracy by skill
+
+Training has two phases: short rows, which are cheap, teach the skills; long ones then teach to keep them late in a conversation. The
+second begins from the files that the first left, so it can be repeated alone (`--phase long`).
 
 The seed fixes data, initial weights and rounding choices. CPU kernels and thread counts still change the last bits of a sum, so
 equal files come only from equal machines.
@@ -15,8 +18,9 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,33 +31,59 @@ from torch import Tensor
 from torch.nn import functional
 
 from tools.demo_card import model_card, table
-from tools.demo_dialogues import SYSTEM_PROMPTS, Question, conversation, heldout_followups, heldout_questions
+from tools.demo_dialogues import (
+    LONG,
+    SHORT,
+    SYSTEM_PROMPTS,
+    Question,
+    conversation,
+    heldout_followups,
+    heldout_late,
+    heldout_questions,
+)
 from tools.demo_network import Network, Shape, fake_quantise
 from tools.demo_optimiser import Muon
 from tools.demo_tokenizer import ASSISTANT, BOS, END, PAD, SYSTEM, USER, render, token_id, train_tokenizer, write_tokenizer
 
-STEPS = 8000
 TOKENS_PER_STEP = 2048
-LENGTHS = (128,) * 14 + (256, 512)  # a row's tokens, by sixteenth of the training: short rows are cheap, long ones come last
-QUANTISED_FROM = 0.7  # the part of training after which most steps see rounded weights
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3  # peak learning rates: Muon for the blocks' matrices, AdamW for embedding and norms
 WARMUP_STEPS = 100
 HALVES = 2
 SAVE_EVERY = 1000
 ANSWER_LIMIT = 96  # tokens; the longest right answer has about 60
+NOT_SINGLE = ("follow-up", "late")  # skills that need what was said before
 MODES: dict[str, tuple[int | None, bool]] = {"fp32": (None, False), "int8": (8, True), "int4": (4, True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """`lengths`: a row's tokens, for each equal part of the phase. `rate`: of the peak learning rates."""
+
+    name: str
+    steps: int
+    lengths: tuple[int, ...]
+    turns: tuple[int, ...]
+    rate: float
+    quantised_from: float  # the part of the phase after which most steps see rounded weights
+
+
+SKILLS = Phase("skills", 8000, (128,) * 14 + (256, 512), SHORT, 1.0, 0.7)
+LATE = Phase("long", 1600, (512,) * 5 + (1024,) * 3, LONG, 0.35, 0.1)
+PHASES = {phase.name: phase for phase in (SKILLS, LATE)}
 
 
 # --- data
 
 
-def token_stream(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[bool]]]:
+def token_stream(
+    tokenizer: Tokenizer, seed: int, turns_in_all: Sequence[int] = SHORT
+) -> Iterator[tuple[list[int], list[bool]]]:
     """Training conversations as (ids, whether the id is one that the assistant says)."""
-    rng = random.Random(f"training {seed}")
+    rng = random.Random(f"training {seed}" if turns_in_all == SHORT else f"training {seed} {turns_in_all}")
     end = token_id(tokenizer, END)
     while True:
         system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.08 else None
-        turns = conversation(rng)
+        turns = conversation(rng, turns_in_all)
         ids = tokenizer.encode(BOS + (f"{SYSTEM}{system}{END}" if system else ""), add_special_tokens=False).ids
         said = [False] * len(ids)
         asked = tokenizer.encode_batch([f"{USER}{t.user}{END}{ASSISTANT}" for t in turns], add_special_tokens=False)
@@ -64,9 +94,9 @@ def token_stream(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], l
         yield ids, said
 
 
-def batches(tokenizer: Tokenizer, seed: int, lengths: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(tokenizer: Tokenizer, seed: int, phase: Phase, lengths: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows [B, T] of conversations laid end to end, and their targets [B, T] with -100 where nobody is to be imitated."""
-    stream = token_stream(tokenizer, seed)
+    stream = token_stream(tokenizer, seed, phase.turns)
     ids: list[int] = []
     said: list[bool] = []
     for length in lengths:
@@ -133,26 +163,31 @@ class Twin:
         return sum(loss for loss, _ in results) / HALVES
 
 
-def train(out: Path, *, seed: int, steps: int) -> None:
-    """Trains for `steps` steps and leaves a model in `out`, a newer one every 1000 steps."""
+def train(out: Path, *, seed: int, phase: Phase) -> None:
+    """Trains for a phase and leaves a model in `out`, a newer one every 1000 steps. The first phase begins from nothing."""
     torch.manual_seed(seed)
     rng = random.Random(f"rounding {seed}")
-    shape = Shape()
-    tokenizer = train_tokenizer(seed, shape.vocab_size)
-    network = Network(shape)
+    steps = phase.steps
+    if phase is SKILLS:
+        network = Network(Shape())
+        tokenizer = train_tokenizer(seed, network.shape.vocab_size)
+    else:
+        network, tokenizer = load(out)
     twin = Twin(network)
     muon = Muon(p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name)
     others = [p for name, p in network.named_parameters() if p.ndim == 1 or "embed" in name]
     adam = torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0)
-    lengths = (LENGTHS[len(LENGTHS) * step // steps] for step in range(steps))
+    lengths = (phase.lengths[len(phase.lengths) * step // steps] for step in range(steps))
     started, losses = time.monotonic(), []
-    print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {steps} steps", flush=True)
+    print(
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, phase {phase.name}, {steps} steps", flush=True
+    )
     pool = ThreadPoolExecutor(HALVES, initializer=torch.set_num_threads, initargs=(1,))
-    for step, (inputs, targets) in enumerate(batches(tokenizer, seed, lengths)):
-        rounding = step > QUANTISED_FROM * steps and rng.random() < 0.75
+    for step, (inputs, targets) in enumerate(batches(tokenizer, seed, phase, lengths)):
+        rounding = step > phase.quantised_from * steps and rng.random() < 0.75
         twin.refresh(rng.choice((4, 4, 4, 8)) if rounding else None, rng.choice((64, 128)))
         losses.append(twin.step(pool, inputs, targets))
-        rate = learning_rate(step, steps)
+        rate = phase.rate * learning_rate(step, steps)
         muon.step(rate * MATRIX_RATE, pool)
         adam.param_groups[0]["lr"] = rate * OTHER_RATE
         adam.step()
@@ -230,7 +265,7 @@ def accuracy(
             right[question.skill].append(question.check(answer))
             if show and not right[question.skill][-1]:
                 print(f"{mode} {question.skill}: {question.prompt!r} -> {answer!r}")
-        single = [ok for skill, marks in right.items() if skill != "follow-up" for ok in marks]
+        single = [ok for skill, marks in right.items() if skill not in NOT_SINGLE for ok in marks]
         report[mode] = {skill: sum(marks) / len(marks) for skill, marks in right.items()} | {
             "all single-turn": sum(single) / len(single)
         }
@@ -241,7 +276,7 @@ def accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in demo model, or evaluate one.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--phase", choices=PHASES, help="one phase of the training only")
     parser.add_argument("--out", type=Path, default=Path("mdi/model/demo"))
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="evaluate the model in DIR instead of training")
     parser.add_argument("--per-skill", type=int, default=200, help="held-out questions of each skill")
@@ -250,14 +285,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the accuracy as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.evaluate is None:
-        train(args.out, seed=args.seed, steps=args.steps)
+    for phase in () if args.evaluate else [PHASES[args.phase]] if args.phase else PHASES.values():
+        train(args.out, seed=args.seed, phase=phase)
     network, tokenizer = load(args.evaluate or args.out)
     questions = heldout_questions(args.seed, args.per_skill) + heldout_followups(args.seed, args.per_skill)
+    questions += heldout_late(args.seed, args.per_skill)
     report = accuracy(network, tokenizer, questions, show=args.show)
     if args.evaluate is None or args.card:
         count = sum(p.numel() for p in network.parameters())
-        card = model_card(network.shape, count, report, seed=args.seed, steps=args.steps, per_skill=args.per_skill)
+        card = model_card(network.shape, count, report, seed=args.seed, per_skill=args.per_skill)
         ((args.evaluate or args.out) / "MODEL.md").write_text(card)
     print(json.dumps(report, indent=2) if args.json else table(report))
 

@@ -8,8 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mdi.engine.constraint import Constraint
 from mdi.engine.sampling import SamplingParams
-from mdi.errors import InternalError
+from mdi.errors import InternalError, UserError
 from mdi.model.chat import Message
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request
 
@@ -21,7 +22,10 @@ SEED_BITS = 32  # every JSON reader keeps it exactly
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template."""
+    """How to answer. `seed` None draws one for each answer; `raw` continues the text as it is, without a chat template.
+
+    `constraint`: what the text of each answer must match. `speculate`: guess tokens while it pays; it changes no answer.
+    """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
@@ -29,6 +33,8 @@ class Wishes:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     raw: bool = False
+    constraint: Constraint | None = None
+    speculate: bool = True
 
     def drawn(self) -> SamplingParams:
         """The settings of one answer, with its seed."""
@@ -77,15 +83,27 @@ class Conversation:
         self.last = None
 
     async def ask(self, text: str) -> AsyncGenerator[Piece | Answer]:
-        """Pieces, then the Answer. Raises PromptTooLong, ModelError (the template refuses) and ClusterError.
+        """Pieces, then the Answer. Raises UserError (nothing to answer), PromptTooLong, ModelError (the template refuses), ClusterError.
 
         In raw mode every text stands for itself.
         """
+        if not text.strip() and not self.wishes.raw:
+            raise UserError("the prompt is empty", hint="type something to answer")
         question = Message("user", text)
         model = self.starter.model
         ids = model.tokenizer.encode_prompt(text) if self.wishes.raw else model.encode_chat([*self.messages, question])
         self.params = self.wishes.drawn()
-        request = Request(tuple(ids), self.params, self.wishes.max_tokens, self.wishes.stop, self.wishes.ignore_eos)
+        wishes = self.wishes
+        request = Request(
+            tuple(ids),
+            self.params,
+            wishes.max_tokens,
+            wishes.stop,
+            wishes.ignore_eos,
+            continues=wishes.raw,
+            constraint=wishes.constraint,
+            speculate=wishes.speculate,
+        )
         answer = None
         async with aclosing(self.starter.generate(request)) as events:
             async for event in events:

@@ -28,6 +28,7 @@ def start(
     host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The address to listen on.  [default: all]")] = None,
     max_memory: given.MaxMemory = None,
     threads: given.Threads = None,
+    device: given.Device = None,
     peer: given.Peer = None,
     no_discovery: Annotated[bool, typer.Option("--no-discovery", help="Do not announce this node by mDNS.")] = False,
     join: Annotated[str | None, typer.Option(metavar="KEY", help="The cluster key that the first node printed.")] = None,
@@ -37,6 +38,7 @@ def start(
     The first start on the first device makes the cluster's key and prints what to type on the others.
     """
     from mdi.cluster.home import Home
+    from mdi.engine.backend import AUTO
     from mdi.node.daemon import NodeOptions, run_node
 
     options = NodeOptions(
@@ -45,6 +47,7 @@ def start(
         port=port,
         max_memory_bytes=parse_memory(max_memory),
         threads=threads,
+        device=device or AUTO,
         peers=tuple(peer or ()),
         discovery=not no_discovery,
         join=join,

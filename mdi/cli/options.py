@@ -33,6 +33,13 @@ Peer = Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="A nod
 NoDiscovery = Annotated[bool, typer.Option("--no-discovery", help="Do not look for nodes by mDNS: only --peer counts.")]
 Wait = Annotated[float | None, typer.Option(metavar="SECONDS", help="How long to listen for nodes.  [default: 1.5]")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads to compute with.  [default: all cores]")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="What to compute on: cpu, cuda, cuda:N, mps or torch-cpu.  [default: a GPU if torch sees one, else cpu]",
+    ),
+]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Offer at most this much memory, such as 2GiB or 800MB.")]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure devices and links again instead of using what is known.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -32,6 +32,7 @@ def plan(
     no_discovery: given.NoDiscovery = False,
     wait: given.Wait = None,
     threads: given.Threads = None,
+    device: given.Device = None,
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
 ) -> None:
@@ -40,7 +41,7 @@ def plan(
 
     options = starter_options(
         model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
-        discovery=not no_discovery, wait=wait, threads=threads, max_memory=max_memory, refresh=refresh,
+        discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     run_async(_plan(options, explain=explain, as_json=as_json))
 

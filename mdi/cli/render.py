@@ -9,13 +9,15 @@ from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, table
 from mdi.plan.text import binary_bytes, counted, milliseconds
 
 if TYPE_CHECKING:
+    from mdi.engine.logits import TokenLogprobs
     from mdi.engine.sampling import SamplingParams
+    from mdi.model.source import Model
     from mdi.pipeline.api import Answer
     from mdi.pipeline.survey import NodeList, NodeRow
     from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
 
-HEADINGS = ("node", "address", "threads", "in use", "offers", "up", "holds")
+HEADINGS = ("node", "address", "computes on", "in use", "offers", "up", "holds")
 STEP_HEADINGS = ("node", "blocks", "steps computed")
 
 
@@ -51,7 +53,7 @@ def _node_cells(row: NodeRow) -> tuple[str, ...]:
     return (
         row.name + (" (this device)" if row.source == "self" else ""),
         row.address,
-        str(row.threads),
+        row.accelerator or counted(row.threads or 0, "thread"),
         binary_bytes(row.memory_used_bytes or 0),
         f"{binary_bytes(row.memory_offered_bytes or 0)} of {binary_bytes(row.memory_total_bytes or 0)}",
         duration(row.uptime_s or 0),
@@ -91,6 +93,8 @@ def stats_text(answer: Answer | None, n_messages: int, ctx: int, plan: Plan, ste
             f"prompt of {counted(times.prompt_tokens, 'token')}, {times.reused_tokens} of them still in memory",
             f"{counted(n_messages, 'message')}, {used} of {ctx} tokens",
         ]
+        if times.drafted_tokens:
+            lines.append(f"{times.accepted_tokens} of {counted(times.drafted_tokens, 'guessed token')} were right")
     return "\n".join([*lines, "", steps_table(plan, steps)])
 
 
@@ -102,11 +106,15 @@ def steps_table(plan: Plan, steps: Mapping[str, int]) -> str:
     return table(STEP_HEADINGS, rows)
 
 
-def answer_json(answer: Answer, params: SamplingParams, model: str, plan: Plan) -> dict[str, Any]:
-    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan."""
+def answer_json(answer: Answer, params: SamplingParams, model: Model, plan: Plan) -> dict[str, Any]:
+    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan.
+
+    With `--logprobs` there is an entry for each of `token_ids`, in the form of OpenAI's API and with the ids beside it.
+    """
     times = answer.timings
+    told = {} if params.logprobs is None else {"logprobs": [_logprobs_json(each, model) for each in answer.logprobs]}
     return {
-        "model": model,
+        "model": model.source.name,
         "text": answer.text,
         "token_ids": list(answer.token_ids),
         "prompt_token_ids": list(answer.prompt_token_ids),
@@ -117,7 +125,12 @@ def answer_json(answer: Answer, params: SamplingParams, model: str, plan: Plan) 
             "top_p": params.top_p,
             "min_p": params.min_p,
             "seed": params.seed,
+            "repetition_penalty": params.repetition_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "presence_penalty": params.presence_penalty,
+            "logit_bias": dict(params.logit_bias),
         },
+        **told,
         "timings": {
             "ttft_s": times.ttft_s,
             "decode_tokens_per_s": times.decode_tokens_per_s,
@@ -125,6 +138,18 @@ def answer_json(answer: Answer, params: SamplingParams, model: str, plan: Plan) 
             "prompt_tokens": times.prompt_tokens,
             "new_tokens": times.new_tokens,
             "reused_tokens": times.reused_tokens,
+            "drafted_tokens": times.drafted_tokens,
+            "accepted_tokens": times.accepted_tokens,
         },
         "plan": plan.to_json(),
     }
+
+
+def _logprobs_json(told: TokenLogprobs, model: Model) -> dict[str, Any]:
+    """A token may be part of a character: `bytes` are all of it, `token` shows U+FFFD then."""
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        data = model.tokenizer.token_bytes[token_id]
+        return {"token_id": token_id, "token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+    return one(told.token_id, told.logprob) | {"top_logprobs": [one(*each) for each in told.top]}

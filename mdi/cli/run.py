@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdi.cli import options as given
+from mdi.cli import wishes as wished
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
 from mdi.cli.terminal import note, say
+from mdi.errors import UserError
 
 if TYPE_CHECKING:
     from mdi.cli.conversation import Wishes
@@ -40,17 +42,19 @@ def run(
         float | None,
         typer.Option(metavar="X", help=f"0 takes the likeliest token.  [default: {TEMPERATURE}, and 0 for the built-in model]"),
     ] = None,
-    top_k: Annotated[int, typer.Option(metavar="N", help="Draw from this many likeliest tokens; 0 from all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(metavar="X", help="Draw from the likeliest tokens that have this probability together.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(metavar="X", help="Draw from tokens at least this probable relative to the likeliest.")
-    ] = MIN_P,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Repeat a draw.  [default: random; --json reports it]")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
-    ] = None,
+    top_k: wished.TopK = 0,
+    top_p: wished.TopP = 1.0,
+    min_p: wished.MinP = MIN_P,
+    seed: wished.Seed = None,
+    repetition_penalty: wished.RepetitionPenalty = 1.0,
+    frequency_penalty: wished.FrequencyPenalty = 0.0,
+    presence_penalty: wished.PresencePenalty = 0.0,
+    logit_bias: wished.LogitBias = None,
+    logprobs: wished.Logprobs = None,
+    stop: wished.Stop = None,
+    json_schema: wished.JsonSchema = None,
+    regex: wished.Regex = None,
+    no_speculation: wished.NoSpeculation = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the turn: for benchmarks.")] = False,
     ctx: given.Ctx = None,
     quant: given.Quant = "auto",
@@ -62,6 +66,7 @@ def run(
     no_discovery: given.NoDiscovery = False,
     wait: given.Wait = None,
     threads: given.Threads = None,
+    device: given.Device = None,
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
     as_json: given.Json = False,
@@ -76,12 +81,17 @@ def run(
 
     starting = starter_options(
         model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
-        discovery=not no_discovery, wait=wait, threads=threads, max_memory=max_memory, refresh=refresh,
+        discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     if temperature is None:
         temperature = 0.0 if model == BUILT_IN_MODEL else TEMPERATURE
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed or 0)
-    wishes = Wishes(params, seed, max_tokens, tuple(stop or ()), ignore_eos, raw)
+    if logprobs is not None and not as_json:
+        raise UserError("--logprobs has no place in plain text", hint="add --json")
+    biases = wished.parse_logit_bias(logit_bias)
+    penalties = (repetition_penalty, frequency_penalty, presence_penalty)
+    params = SamplingParams(temperature, top_k, top_p, min_p, seed or 0, *penalties, biases, logprobs)
+    constraint = wished.parse_constraint(json_schema, regex)
+    wishes = Wishes(params, seed, max_tokens, tuple(stop or ()), ignore_eos, raw, constraint, not no_speculation)
     raise typer.Exit(run_async(_run(starting, wishes, system, prompt, as_json=as_json)))
 
 
@@ -109,5 +119,5 @@ async def _run(starting: StarterOptions, wishes: Wishes, system: str | None, pro
             await stream(conversation, prompt)
             return 0
         answer = [event async for event in conversation.ask(prompt) if isinstance(event, Answer)][-1]
-        say(json.dumps(answer_json(answer, conversation.params, starter.model.source.name, starter.plan)))
+        say(json.dumps(answer_json(answer, conversation.params, starter.model, starter.plan)))
         return 0

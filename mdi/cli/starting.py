@@ -23,6 +23,7 @@ def starter_options(
     discovery: bool,
     wait: float | None,
     threads: int | None,
+    device: str | None,
     max_memory: str | None,
     refresh: bool,
 ) -> StarterOptions:
@@ -39,6 +40,7 @@ def starter_options(
         discovery=discovery,
         wait_s=DEFAULT_WAIT_S if wait is None else wait,
         threads=threads,
+        device=device,
         max_memory_bytes=parse_memory(max_memory),
         refresh_profiles=refresh,
     )

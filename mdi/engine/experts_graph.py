@@ -59,11 +59,8 @@ def _quantised(g: GraphBuilder, pack: Pack, mix: Experts, prefix: str, name: str
     """Codes and scales of all experts' [n, k]."""
     form = _form(pack, name)
     bits, block = form.bits, form.block
-    if k % block:
-        raise ModelError(
-            f"blocks of {block} values do not divide the {k} columns of the model's experts",
-            hint="use --quant none, or smaller blocks",
-        )
+    if k % block:  # what converts models refuses it before (`check_format`); a pack may come from elsewhere
+        raise ModelError(f"pack {pack.path.name}: blocks of {block} values do not divide the {k} columns of experts")
     codes = g.mapped(f"{prefix}.codes", pack, f"{name}.codes", (mix.n_experts, n, k * bits // 8))
     return codes, g.mapped(f"{prefix}.scales", pack, f"{name}.scales", (mix.n_experts, n, k // block))
 

@@ -44,3 +44,14 @@ class Engine(Protocol):
         Writing at a position again replaces what was there and all that follows, so a slot is freed by starting again at 0.
         """
         ...
+
+
+class Head(Protocol):
+    """Final norm and output matrix of one model."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[R, d_model] to [R, vocab_size]. Not thread-safe: one caller at a time."""
+        ...

@@ -38,6 +38,11 @@ class EngineThread:
         self._jobs.put((loop, future, function, arguments))
         return await future
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether functions wait for their turn; a long one looks, and ends early."""
+        return not self._jobs.empty()
+
     def close(self) -> None:
         """Ends the thread after what is queued."""
         self._jobs.put(None)
@@ -56,8 +61,8 @@ class EngineThread:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop has ended; nobody waits any more
                 continue
-            finally:
-                del job, future, result, error
+            finally:  # while it waits, nothing may keep what the last function held: a stage is hundreds of MiB
+                del job, loop, future, function, arguments, result, error
 
 
 def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:

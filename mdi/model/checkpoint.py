@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SAMPLE_BYTES = 4096  # of a tensor's start, middle and end that go into the fingerprint
+MOST_MISSING = 1000  # counted, when tensors are missing
 COMPARE_BYTES = 1 << 20  # at a time, when two tensors are compared
 
 
@@ -161,33 +163,31 @@ class Checkpoint:
         return all(np.array_equal(a[start : start + COMPARE_BYTES], b[start : start + COMPARE_BYTES]) for start in starts)
 
     def _check(self) -> None:
-        matrix = (self.config.vocab_size, self.config.d_model)
-        expected = {self.embedding: matrix, self.final_norm: (self.config.d_model,), self.head: matrix}
-        for block in range(self.config.n_blocks):
-            shapes = self.config.block_shapes(block)
-            expected |= {name: shapes[role] for role, name in self.block_tensors(block).items()}
-            expected |= self._expert_shapes(block)
-        self._shapes = MappingProxyType(expected)
-        for name, shape in expected.items():
-            if self._coding is not None and (coded := self._coded(name)):
-                found = {kind: self._where[each].tensors[each] for kind, each in coded.items()}
-                self._coding.check(name.removesuffix(WEIGHT), shape, found)
-        expected = {name: shape for name, shape in expected.items() if not self._coded(name)}
-        missing = [name for name in expected if name not in self._where]
+        coded = {name: parts for name, _ in self._expected() if (parts := self._coded(name))} if self._coding else {}
+        absent = (name for name, _ in self._expected() if name not in self._where and name not in coded)
+        missing = list(itertools.islice(absent, MOST_MISSING))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ModelError(f"{self.directory} lacks the tensor {missing[0]}{more}", hint=AGAIN)
-        for name, shape in expected.items():
-            self._check_tensor(name, shape, self._where[name].tensors[name])
+        self._shapes = MappingProxyType(dict(self._expected()))  # as many as there are tensors in the files
+        for name, shape in self._shapes.items():
+            if self._coding is not None and name in coded:
+                found = {kind: self._where[each].tensors[each] for kind, each in coded[name].items()}
+                self._coding.check(name.removesuffix(WEIGHT), shape, found)
+            else:
+                self._check_tensor(name, shape, self._where[name].tensors[name])
 
-    def _expert_shapes(self, block: int) -> dict[str, tuple[int, ...]]:
-        experts = self.config.experts if block in self.config.sparse_blocks else None
-        shapes = self.config.expert_shapes()
-        return {
-            name: shapes[role]
-            for expert in range(experts.n_experts if experts is not None else 0)
-            for role, name in self.expert_tensors(block, expert).items()
-        }
+    def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every tensor that the config promises, with its shape. A config may promise millions of experts: not to be listed."""
+        config, matrix = self.config, (self.config.vocab_size, self.config.d_model)
+        yield from ((self.embedding, matrix), (self.final_norm, (config.d_model,)), (self.head, matrix))
+        for block in range(config.n_blocks):
+            shapes = config.block_shapes(block)
+            yield from ((name, shapes[role]) for role, name in self.block_tensors(block).items())
+            if config.experts is not None and block in config.sparse_blocks:
+                shapes = config.expert_shapes()
+                for expert in range(config.experts.n_experts):
+                    yield from ((name, shapes[role]) for role, name in self.expert_tensors(block, expert).items())
 
     def _check_tensor(self, name: str, shape: tuple[int, ...], found: TensorPlace) -> None:
         if found.shape != shape:

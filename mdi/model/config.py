@@ -95,6 +95,8 @@ class ModelConfig:
             raise ModelError("the model has blocks with a window, and no sliding_window")
         if self.sparse_blocks and (self.experts is None or self.family.experts is None):
             raise ModelError("the model has sparse blocks, and no experts")
+        if Role.DOWN not in self.family.block and len(self.sparse_blocks) < self.n_blocks:
+            raise ModelError(f"every block of {self.architecture} is a mixture of experts")
 
     @property
     def family(self) -> Family:

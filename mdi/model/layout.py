@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.quantise import WeightFormat
@@ -69,6 +70,18 @@ EXPERT_PARTS = (
     Part("experts_gate_up", Stored.EXPERTS, (Role.GATE, Role.UP)),
     Part("experts_down", Stored.EXPERTS, (Role.DOWN,)),
 )
+
+
+def check_format(config: ModelConfig, fmt: WeightFormat) -> None:
+    """Raises ModelError when experts cannot be stored so: their kernel takes whole blocks of values only."""
+    if not config.sparse_blocks or config.experts is None or not fmt.quantised:
+        return
+    for width in (config.d_model, config.experts.d_ffn):
+        if width % fmt.block:
+            raise ModelError(
+                f"blocks of {fmt.block} values do not divide the {width} columns of this model's experts",
+                hint="use --quant none, which keeps fp32",
+            )
 
 
 def block_layout(config: ModelConfig, block: int) -> tuple[PlacedPart, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mdi.errors import ModelError
 from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
-from mdi.model.layout import Part, PlacedPart, Stored, block_layout
+from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse
 from mdi.model.linear import Part as LinearRows
 from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
@@ -86,8 +86,8 @@ def prepare(
     """The model's packs: those made before if all are there, else made now.
 
     With an observer, floats become 4 bits weighed by what it sees (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
-    damaged checkpoint or too little disk room. Whatever happens, only whole packs remain, and the next call goes on with those: one that
-    was killed loses the part at hand.
+    damaged checkpoint, a format that does not suit it, or too little disk room. Whatever happens, only whole packs remain, and the next
+    call goes on with those: one that was killed loses the part at hand.
     """
     if fmt.bits != 4 or source.quantised:
         observer = None
@@ -95,6 +95,7 @@ def prepare(
     path = packs_directory / f"{name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
+    check_format(source.config, fmt)
     packs_directory.mkdir(parents=True, exist_ok=True)
     log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)

@@ -51,6 +51,11 @@ class Tokenizer:
         self.stop_ids = frozenset(config.eos_ids) | settings.eos_ids | {end for end in end_ids if end is not None}
         """Any of these ends a reply: what the configs call eos, and every known end-of-turn token that the model has."""
 
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """What each token is in bytes."""
+        return self._bytes
+
     @classmethod
     def load(cls, directory: Path, config: ModelConfig) -> Tokenizer:
         """From tokenizer.json, else tokenizer.model (SentencePiece BPE). Raises ModelError when neither is there or usable."""

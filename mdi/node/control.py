@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from mdi import __version__
+from mdi.engine.backend import Backend
 from mdi.errors import MdiError, PeerError
 from mdi.model.config import ModelConfig
 from mdi.node.callers import caller_id
@@ -21,7 +22,7 @@ from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
 from mdi.profile.device import DeviceInfo
-from mdi.profile.memory import available_bytes
+from mdi.profile.memory import backend_available_bytes, backend_total_bytes
 from mdi.profile.temperature import temperature_c
 from mdi.wire import PROTOCOL
 from mdi.wire import mdi_pb2 as pb
@@ -40,6 +41,7 @@ class Me:
     device: DeviceInfo
     threads: int
     started_s: float  # of the monotonic clock
+    backend: Backend
 
 
 class ControlServicer(NodeServicer):
@@ -59,12 +61,14 @@ class ControlServicer(NodeServicer):
             protocol=PROTOCOL,
             cpu=me.device.cpu,
             threads=me.threads,
-            memory_total_bytes=me.device.memory_bytes,
-            memory_available_bytes=available_bytes(),
+            memory_total_bytes=backend_total_bytes(me.backend),
+            memory_available_bytes=backend_available_bytes(me.backend),
             memory_offered_bytes=self._stages.offered_bytes,
             memory_used_bytes=self._stages.used_bytes,
             stages=[_stage_info(stage) for stage in self._stages],
             uptime_s=time.monotonic() - me.started_s,
+            device=me.backend.device,
+            accelerator=me.backend.accelerator or "",
         )
 
     async def Profile(self, request: pb.ProfileRequest, context: grpc.aio.ServicerContext) -> pb.NodeProfile:
@@ -145,7 +149,7 @@ class ControlServicer(NodeServicer):
             with self._stages.watch(request.session, caller_id(context)) as stage:
                 while True:
                     yield pb.NodeStatus(
-                        memory_available_bytes=available_bytes(),
+                        memory_available_bytes=backend_available_bytes(self._me.backend),
                         steps=stage.steps,
                         busy_s=stage.busy_s,
                         temperature_c=temperature_c() or 0.0,

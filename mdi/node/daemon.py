@@ -22,6 +22,7 @@ from mdi.cluster.identity import Identity
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import clean_name
 from mdi.cluster.peers import DEFAULT_PORT
+from mdi.engine.backend import AUTO, choose_backend
 from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
 from mdi.node.control import ControlServicer, Me
@@ -58,6 +59,7 @@ class NodeOptions:
     port: int | None = None
     max_memory_bytes: int | None = None
     threads: int | None = None
+    device: str = AUTO
     peers: tuple[str, ...] = ()
     discovery: bool = True
     join: str | None = None
@@ -100,6 +102,7 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
     """A running node; leaving the context drains and closes it."""
     async with AsyncExitStack() as stack:
         stack.enter_context(home.lock())
+        backend = choose_backend(options.device)
         key, made = _cluster_key(options, home)
         authority = Authority.of(key)
         identity = Identity.load_or_create(home)
@@ -110,13 +113,13 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
 
         engine = stack.enter_context(EngineThread())
         packs = PackStore(home.packs_path)
-        stages = Stages(packs, lambda used: offered_bytes(options.max_memory_bytes, used), time.monotonic)
+        stages = Stages(packs, lambda used: offered_bytes(options.max_memory_bytes, used, backend), time.monotonic, backend)
         stack.callback(stages.close)
         dialler = Dialler(credentials)
-        me = Me(identity.node_id, name, device, threads, time.monotonic())
+        me = Me(identity.node_id, name, device, threads, time.monotonic(), backend)
         ring = RingServicer(stages, engine, dialler)
         server = new_server([handlers(ring.on_flow, ring.on_collect), echo_handler()])
-        measurer = Measurer(home.profiles_path, engine, threads)
+        measurer = Measurer(home.profiles_path, engine, threads, backend)
         add_NodeServicer_to_server(ControlServicer(me, stages, packs, dialler, measurer), server)
         port = _listen(server, options, server_credentials(credentials))
         await server.start()

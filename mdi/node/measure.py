@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
+from mdi.engine.backend import Backend
 from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes, HeadTime
 from mdi.profile.cache import ProfileCache
 from mdi.profile.device import DeviceProfile
+from mdi.profile.memory import give_back_freed_memory
+
+T = TypeVar("T")
+
+HAND_OVERS = 15
+HAND_OVER_PAUSE_S = 0.005  # both threads sleep between the steps of real decoding: a hot loop would flatter by half
 
 
 class Measurer:
     """Asks the profile cache, in the thread that computes: a measurement beside a running step would measure neither."""
 
-    def __init__(self, directory: Path, engine: EngineThread, threads: int) -> None:
-        self._cache = ProfileCache(directory)
+    def __init__(self, directory: Path, engine: EngineThread, threads: int, backend: Backend) -> None:
+        self._cache = ProfileCache(directory, backend=backend)
         self._engine = engine
         self._threads = threads
+        self._hand_over_s: float | None = None
 
     async def device(self, *, refresh: bool = False) -> DeviceProfile:
-        return await self._engine.run(lambda: self._cache.device(self._threads, refresh=refresh))
+        return await self._measured(lambda: self._cache.device(self._threads, refresh=refresh))
 
     async def blocks(
         self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, refresh: bool = False
     ) -> BlockTimes:
-        return await self._engine.run(
+        """What a stage costs beside its blocks includes the way from the event loop to the engine thread and back."""
+        times = await self._measured(
             lambda: self._cache.blocks(config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh)
         )
+        extra_s = await self._hand_over()
+        decode, prefill = (replace(t, overhead_s=t.overhead_s + extra_s) for t in (times.decode, times.prefill))
+        return BlockTimes(decode, prefill, times.chunk_tokens)
 
     async def head(self, config: ModelConfig, fmt: WeightFormat, *, refresh: bool = False) -> HeadTime:
-        return await self._engine.run(lambda: self._cache.head(config, fmt, threads=self._threads, refresh=refresh))
+        return await self._measured(lambda: self._cache.head(config, fmt, threads=self._threads, refresh=refresh))
+
+    async def _measured(self, measure: Callable[[], T]) -> T:
+        def work() -> T:
+            value = measure()
+            give_back_freed_memory()
+            return value
+
+        return await self._engine.run(work)
+
+    async def _hand_over(self) -> float:
+        """Seconds from the event loop to the engine thread and back, measured once."""
+        if self._hand_over_s is None:
+            times = []
+            for _ in range(HAND_OVERS):
+                await asyncio.sleep(HAND_OVER_PAUSE_S)
+                started_s = time.perf_counter()
+                await self._engine.run(int)
+                times.append(time.perf_counter() - started_s)
+            self._hand_over_s = median(times)
+        return self._hand_over_s

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mdi.engine.onnx_engine import OnnxEngine
+from mdi.engine.backend import ONNX, Backend
 from mdi.errors import NoRoom, PeerError
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage, StageSpec
@@ -34,7 +34,10 @@ class Held:
 class Stages:
     """One stage per session. All methods belong to the event loop; `offered` says how much memory a new stage may take."""
 
-    def __init__(self, packs: PackStore, offered: Callable[[int], int], now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, packs: PackStore, offered: Callable[[int], int], now_s: Callable[[], float], backend: Backend = ONNX
+    ) -> None:
+        self._backend = backend
         self._packs = packs
         self._offered = offered
         self._now_s = now_s
@@ -73,7 +76,7 @@ class Stages:
         self._loading_bytes[session] = spec.memory_bytes
         try:
             packs = [self._packs.open(ref) for ref in spec.packs]
-            engine = await asyncio.to_thread(OnnxEngine, spec.config, packs, spec.shape, spec.blocks.start)
+            engine = await asyncio.to_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
         finally:
             del self._loading_bytes[session]
         stage = LoadedStage(spec, engine)
@@ -129,6 +132,7 @@ class Stages:
         if results.full():
             results.get_nowait()
         results.put_nowait(None)
+        self._backend.release()
 
     def _check_owner(self, held: Held, starter_id: str) -> None:
         if held.stage.spec.starter_id != starter_id:

@@ -1,10 +1,15 @@
-"""From tokens to text: one request's way through the drive, with stop strings and timings."""
+"""From tokens to text: one request's way through the drive, with stop strings, constraints and timings."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
+from mdi.engine.constraint import Guide, Guides
+from mdi.engine.logits import TokenLogprobs
 from mdi.model.tokenizer import Tokenizer
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request, Timings
 from mdi.pipeline.core import NewToken
@@ -46,20 +51,51 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-async def answer(drive: Drive, tokenizer: Tokenizer, request: Request, inbox: Inbox) -> AsyncGenerator[Piece | Answer, None]:
+@dataclass(slots=True)
+class _Told:
+    """What has come of an answer so far. `ends`: how long the decoded text was after each token, stop strings included."""
+
+    texts: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def n_shown(self) -> int:
+        """Tokens up to the one in which the last shown character stands; those after it belong to a stop string alone."""
+        return bisect_left(self.ends, len(self.text)) + 1 if self.text else 0
+
+
+async def answer(
+    drive: Drive, tokenizer: Tokenizer, guides: Guides, request: Request, inbox: Inbox
+) -> AsyncGenerator[Piece | Answer, None]:
     """Pieces, then the Answer. Ends early when None is put into the inbox; when the caller stops listening, it is cancelled."""
     started_s = time.perf_counter()
     stop_ids = frozenset() if request.ignore_eos else tokenizer.stop_ids
-    decoder, stops, texts, times_s = tokenizer.stream(continues=request.continues), StopFilter(request.stop), [], []
+    decoder, stops, told = tokenizer.stream(continues=request.continues), StopFilter(request.stop), _Told()
     async with drive.running(
-        inbox, request.prompt_ids, request.params, max_new=request.max_tokens, stop_ids=stop_ids
+        inbox,
+        request.prompt_ids,
+        request.params,
+        max_new=request.max_tokens,
+        stop_ids=stop_ids,
+        speculate=request.speculate,
+        guide=await _guide(guides, request, stop_ids),
     ) as sequence:
         while not stops.stopped:
             match await inbox.get():
-                case NewToken(token_id=int(token_id), is_last=is_last):
-                    times_s.append(time.perf_counter())
-                    texts.append(stops.push(decoder.push(token_id)))
-                    yield Piece(texts[-1], token_id)
+                case NewToken(token_id=int(token_id), is_last=is_last, logprobs=logprobs):
+                    told.times_s.append(time.perf_counter())
+                    text = decoder.push(token_id)
+                    told.ends.append((told.ends[-1] if told.ends else 0) + len(text))
+                    told.texts.append(stops.push(text))
+                    if logprobs is not None:
+                        told.logprobs.append(logprobs)
+                    yield Piece(told.texts[-1], token_id, logprobs)
                     if is_last:
                         break
                 case BaseException() as failure:
@@ -68,16 +104,23 @@ async def answer(drive: Drive, tokenizer: Tokenizer, request: Request, inbox: In
                     break
         rest = stops.push(decoder.flush()) + stops.flush()
     if rest:
-        texts.append(rest)
+        told.texts.append(rest)
         yield Piece(rest, None)
-    yield _finished(request, sequence, "".join(texts), started_s, times_s, stopped=stops.stopped)
+    yield _finished(request, sequence, told, started_s, stopped=stops.stopped)
 
 
-def _finished(
-    request: Request, sequence: Sequence, text: str, started_s: float, times_s: list[float], *, stopped: bool
-) -> Answer:
+async def _guide(guides: Guides, request: Request, stop_ids: frozenset[int]) -> Guide | None:
+    """In a thread: it may take a second, and the links to other nodes must live on. Raises UserError."""
+    if request.constraint is None:
+        return None
+    return await asyncio.to_thread(guides.compile, request.constraint, stop_ids=stop_ids, continues=request.continues)
+
+
+def _finished(request: Request, sequence: Sequence, told: _Told, started_s: float, *, stopped: bool) -> Answer:
+    times_s = told.times_s
     n_new = len(times_s)
     spread_s = times_s[-1] - times_s[0] if n_new > 1 else 0.0
+    drafter = sequence.drafter
     timings = Timings(
         ttft_s=(times_s[0] if times_s else time.perf_counter()) - started_s,
         total_s=time.perf_counter() - started_s,
@@ -85,7 +128,10 @@ def _finished(
         reused_tokens=sequence.n_reused,
         new_tokens=n_new,
         decode_tokens_per_s=(n_new - 1) / spread_s if spread_s > 0 else None,
+        drafted_tokens=drafter.n_drafted if drafter else 0,
+        accepted_tokens=drafter.n_accepted if drafter else 0,
     )
     reason = FinishReason.STOP if stopped else sequence.finish or FinishReason.CANCELLED
-    new_ids = tuple(sequence.tokens[sequence.n_prompt :][:n_new])
-    return Answer(text, new_ids, request.prompt_ids, reason, timings)
+    n_kept = told.n_shown if stopped else n_new
+    new_ids = tuple(sequence.answer[:n_kept])
+    return Answer(told.text, new_ids, request.prompt_ids, reason, timings, tuple(told.logprobs[:n_kept]))

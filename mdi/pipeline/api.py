@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mdi.engine.constraint import Constraint
+from mdi.engine.logits import TokenLogprobs
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
 from mdi.model.quantise import DEFAULT_BLOCK, Quant
@@ -17,7 +19,10 @@ DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleepin
 
 @dataclass(frozen=True, slots=True)
 class StarterOptions:
-    """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand."""
+    """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand.
+
+    `device` None takes what this home's own daemon computes on, or else the best there is.
+    """
 
     model: str = "demo"
     quant: Quant = Quant.AUTO
@@ -31,6 +36,7 @@ class StarterOptions:
     discovery: bool = True
     wait_s: float = DEFAULT_WAIT_S
     threads: int | None = None
+    device: str | None = None
     max_memory_bytes: int | None = None
     refresh_profiles: bool = False
 
@@ -68,7 +74,8 @@ class FinishReason(StrEnum):
 class Request:
     """One answer to generate. `max_tokens` None goes on until the model stops or the context is full.
 
-    `continues`: the answer goes on the prompt's own text (`--raw`), so a leading space is a part of it.
+    `continues`: the answer goes on the prompt's own text (`--raw`), so a leading space is a part of it. `constraint`: what its text
+    must match. `speculate`: guess tokens by prompt lookup while that pays; the answer is the same with and without.
     """
 
     prompt_ids: tuple[int, ...]
@@ -77,6 +84,8 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     continues: bool = False
+    constraint: Constraint | None = None
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -89,15 +98,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The text that one more token made printable; may be empty. `token_id` None: text that was held back until the end."""
+    """The text that one more token made printable; may be empty. `token_id` None: text that was held back until the end.
+
+    `logprobs` are there when the request's settings ask for them.
+    """
 
     text: str
     token_id: int | None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """`decode_tokens_per_s` counts from the first token to the last; None with fewer than two."""
+    """`decode_tokens_per_s` counts from the first token to the last; None with fewer than two.
+
+    `new_tokens` were generated, among them `accepted_tokens` that were guessed before; `drafted_tokens` is how many guesses there were.
+    """
 
     ttft_s: float
     total_s: float
@@ -105,14 +121,21 @@ class Timings:
     reused_tokens: int  # of the prompt, found in KV
     new_tokens: int
     decode_tokens_per_s: float | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. `text` is without the stop string; `token_ids` without the end-of-turn token."""
+    """A finished answer. `text` is without the stop string; `token_ids` without the end-of-turn token.
+
+    After a stop string `token_ids` ends with the token in which the last character of `text` stands; so does `logprobs`, which has an
+    entry for each of them, or none at all when they were not asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_token_ids: tuple[int, ...]
     finish_reason: FinishReason
     timings: Timings
+    logprobs: tuple[TokenLogprobs, ...] = ()

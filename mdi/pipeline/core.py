@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi.engine.onnx_engine import Head
-from mdi.engine.protocol import Engine
+from mdi.engine.logits import TokenLogprobs, logprobs
+from mdi.engine.protocol import Engine, Head
 from mdi.engine.sampling import sample
-from mdi.errors import FrameError, InternalError
+from mdi.errors import FrameError, InternalError, UserError
 from mdi.model.packed import Embedding
+from mdi.pipeline.api import FinishReason
 from mdi.pipeline.scheduler import Scheduler, Sequence, Step
 from mdi.wire.frame import Frame, FrameLimits, decode, encode
 
@@ -27,14 +28,19 @@ class NewToken:
     sequence: Sequence
     token_id: int | None
     is_last: bool
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(slots=True)
 class Turn:
-    """What one call of the core gave: a frame for the first worker, and tokens for the conversations."""
+    """What one call of the core gave: a frame for the first worker, and tokens for the conversations.
+
+    `failures`: sequences that ended for a reason of their own, such as a constraint that cannot be followed.
+    """
 
     frame: bytes | None = None
     tokens: list[NewToken] = field(default_factory=list)
+    failures: list[tuple[Sequence, UserError]] = field(default_factory=list)
 
 
 class StarterCore:
@@ -112,14 +118,48 @@ class StarterCore:
         self._sample(step, np.asarray(frame.hidden, np.float32), turn)
 
     def _sample(self, step: Step, hidden: NDArray[np.float32], turn: Turn) -> None:
-        """`hidden` [emitted rows, d_model]: one row for each sequence that has caught up."""
-        emitting = [sequence for row, sequence in zip(step.rows, step.sequences, strict=True) if row.emit]
-        live = [(i, sequence) for i, sequence in enumerate(emitting) if sequence.finish is None]
+        """`hidden` [emitted rows, d_model]: for each sequence that has caught up one row, and one more for each token it guessed."""
+        live: list[tuple[Sequence, int]] = []  # with its rows of the logits
+        wanted: list[int] = []
+        end = 0
+        for row, sequence in zip(step.rows, step.sequences, strict=True):
+            end += row.emit
+            if row.emit and sequence.finish is None:
+                live.append((sequence, row.emit))
+                wanted += range(end - row.emit, end)
         if not live:
             return
-        logits = self._head.logits(hidden if len(live) == len(hidden) else hidden[[i for i, _ in live]])
-        for row, (_, sequence) in zip(logits, live, strict=True):
-            token = sample(row, sequence.params, len(sequence.tokens) - sequence.n_prompt)
-            turn.tokens.append(NewToken(sequence, token if sequence.accept(token) else None, sequence.finish is not None))
+        logits = self._head.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        start = 0
+        for sequence, n_rows in live:
+            try:
+                self._take(sequence, logits[start : start + n_rows], turn)
+            except UserError as error:
+                sequence.finish = FinishReason.CANCELLED
+                turn.failures.append((sequence, error))
+            start += n_rows
             if sequence.finish is not None:
                 self._scheduler.release(sequence)
+
+    def _take(self, sequence: Sequence, logits: NDArray[np.float32], turn: Turn) -> None:
+        """Samples the next token of a sequence, and further ones as long as its guesses were right. `logits` [1 + guesses, vocab].
+
+        The answer is exactly the one without guesses. Row i was computed from the tokens and the first i guesses, and is looked at
+        only when these are the sampled tokens: so it holds what the step of one token would have. The token itself is a function of
+        logits, settings, tokens and index, with no generator that goes on from draw to draw; so a guess is right if and only if it
+        is the token that would be drawn, at any temperature, and nothing has to be corrected as where drafts are distributions.
+        """
+        params, guesses, n_accepted = sequence.params, sequence.draft.tokens, 0
+        try:
+            for i, row in enumerate(logits):
+                allowed = None if sequence.guide is None else sequence.guide.allowed(sequence.answer)
+                token = sample(row, params, len(sequence.tokens) - sequence.n_prompt, sequence.tokens, allowed)
+                told = None if params.logprobs is None else logprobs(row, token, params.logprobs)
+                kept = sequence.accept(token)
+                turn.tokens.append(NewToken(sequence, token if kept else None, sequence.finish is not None, told))
+                right = kept and i < len(guesses) and guesses[i] == token
+                n_accepted += right
+                if not right or sequence.finish is not None:
+                    break
+        finally:
+            self._scheduler.settle(sequence, n_accepted)

@@ -45,7 +45,7 @@ class Peer:
         info: pb.NodeInfo = await self._call(self._node.Info(pb.InfoRequest(), timeout=CALL_TIMEOUT_S))
         if info.protocol != PROTOCOL:
             raise WrongVersion(
-                f"{self.address.name} speaks protocol {info.protocol}, this device {PROTOCOL}",
+                f"{info.name} ({self.address.name}) speaks protocol {info.protocol}, this device {PROTOCOL}",
                 hint=f"install the same version of MDI on both: {info.version} is there",
             )
         return info

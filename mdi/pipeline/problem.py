@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from dataclasses import dataclass
 
+from mdi.engine.backend import AUTO, CPU, Backend, choose_backend
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
@@ -75,7 +76,8 @@ async def draw_problem(
 ) -> Problem:
     """Measures what is not known yet. A worker that fails on the way is left out and listed in `house.problems`."""
     threads = starter_threads(house, options)
-    measurer = Measurer(house.home.profiles_path, engine, threads)
+    backend = starter_backend(house, options)
+    measurer = Measurer(house.home.profiles_path, engine, threads, backend)
     refresh = options.refresh_profiles
     label = "measuring the nodes"
     total = len(house.others) + 1
@@ -86,7 +88,7 @@ async def draw_problem(
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
     starter = NodeCost(
-        house.node_id, _own_name(house), _own_memory(house, options), _time(blocks.decode), _time(blocks.prefill)
+        house.node_id, _own_name(house), _own_memory(house, options, backend), _time(blocks.decode), _time(blocks.prefill)
     )
 
     profiles = await _profile_others(
@@ -115,6 +117,11 @@ async def draw_problem(
 def starter_threads(house: House, options: StarterOptions) -> int:
     """As many as its own daemon was given, unless this command says otherwise."""
     return options.threads or (house.own.info.threads if house.own else DeviceInfo.of_this_device().usable_cores)
+
+
+def starter_backend(house: House, options: StarterOptions) -> Backend:
+    """What its own daemon computes on, unless this command says otherwise. Raises UserError when it is not there."""
+    return choose_backend(options.device or (house.own.info.device if house.own else "") or AUTO)
 
 
 async def _profile_others(house: House, workload: Workload, refresh: bool, on_done) -> list[tuple[Neighbour, pb.NodeProfile]]:  # type: ignore[no-untyped-def]
@@ -173,10 +180,10 @@ def _own_name(house: House) -> str:
     return house.own.info.name if house.own else "this device"
 
 
-def _own_memory(house: House, options: StarterOptions) -> int:
-    """What the starter may take: what its own daemon offers, within what the user allows this command."""
-    if house.own is None:
-        return offered_bytes(options.max_memory_bytes, 0)
+def _own_memory(house: House, options: StarterOptions, backend: Backend) -> int:
+    """What the starter may take: what its own daemon offers of the same memory, within what the user allows this command."""
+    if house.own is None or (house.own.info.device or CPU) != backend.device:
+        return offered_bytes(options.max_memory_bytes, 0, backend)
     offered = house.own.info.memory_offered_bytes
     return offered if options.max_memory_bytes is None else min(offered, options.max_memory_bytes)
 

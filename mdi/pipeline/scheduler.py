@@ -1,7 +1,9 @@
 """What to compute next. Pure: it knows tokens and counts, no engine, no network, no clock.
 
 One rule: every sequence has tokens, and a count of those that were sent on their way; a step takes rows so that each catches up.
-Prefill in chunks, decoding, reuse of a common beginning and replay after a failure are all that rule.
+Prefill in chunks, decoding, reuse of a common beginning and replay after a failure are all that rule. A sequence that catches up may
+carry a draft behind its own tokens: guesses that the step's logits confirm or refuse. Refused ones need no clean-up anywhere, because
+the next rows are written over them.
 """
 
 from __future__ import annotations
@@ -9,15 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from mdi.engine.constraint import Guide
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import ClusterError, InternalError, PromptTooLong
 from mdi.pipeline.api import FinishReason
+from mdi.pipeline.draft import MAX_DRAFT, NO_DRAFT, Draft, Drafter, lengths
 from mdi.wire.frame import Row
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer in the making. `tokens` (prompt and answer so far) with `params` is the whole truth about it."""
+    """One answer in the making. `tokens` (prompt and answer so far) with `params` is the whole truth about it.
+
+    `drafter` None: no token is guessed. `draft` holds the guesses that are on their way, behind the `n_sent` tokens.
+    """
 
     tokens: list[int]
     n_prompt: int
@@ -27,21 +34,46 @@ class Sequence:
     slot: int
     n_reused: int  # tokens of the prompt that were found in KV
     n_sent: int  # tokens that are in KV or on their way there
+    drafter: Drafter | None = None
+    guide: Guide | None = None
+    draft: Draft = NO_DRAFT
     finish: FinishReason | None = None
 
     @property
     def n_waiting(self) -> int:
         return 0 if self.finish else len(self.tokens) - self.n_sent
 
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.n_prompt :]
+
     def accept(self, token: int) -> bool:
-        """Takes the sampled next token. False when it ends the answer instead of being part of it."""
+        """Takes the sampled next token. False when it ends the answer instead of being part of it.
+
+        Raises UserError when the guide cannot follow it.
+        """
         if token in self.stop_ids:
             self.finish = FinishReason.STOP
             return False
         self.tokens.append(token)
-        if len(self.tokens) >= self.n_limit:
+        if self.guide is not None and self.guide.is_complete(self.answer):
+            self.finish = FinishReason.STOP
+        elif len(self.tokens) >= self.n_limit:
             self.finish = FinishReason.LENGTH
         return True
+
+    def propose(self) -> Draft:
+        """Guesses at what follows: never a stop token, never past the limit or what the guide allows."""
+        # With n guesses a step gives up to n + 1 tokens.
+        n_most = min(MAX_DRAFT, self.n_limit - len(self.tokens) - 1)
+        if self.drafter is None or n_most < 1:
+            return NO_DRAFT
+        forced = tuple(self.guide.forced(self.answer)[:n_most]) if self.guide is not None else ()
+        draft = Draft(forced, None, 1.0) if forced else self.drafter.propose(self.tokens, n_most)
+        n_useful = next((i for i, token in enumerate(draft.tokens) if token in self.stop_ids), len(draft.tokens))
+        if self.guide is not None:
+            n_useful = min(n_useful, self.guide.possible(self.answer, draft.tokens))
+        return draft.first(n_useful)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +85,11 @@ class Step:
 
     @property
     def token_ids(self) -> list[int]:
-        """Of all rows, one after another."""
+        """Of all rows, one after another. To be asked before the step's result is taken."""
         ids: list[int] = []
         for row, sequence in zip(self.rows, self.sequences, strict=True):
             ids += sequence.tokens[row.position : row.position + row.count]
+            ids += sequence.draft.tokens[: max(0, row.emit - 1)]
         return ids
 
 
@@ -77,9 +110,16 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
 
     def admit(
-        self, prompt: Seq[int], params: SamplingParams, *, max_new: int | None = None, stop_ids: frozenset[int] = frozenset()
+        self,
+        prompt: Seq[int],
+        params: SamplingParams,
+        *,
+        max_new: int | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+        speculate: bool = False,
+        guide: Guide | None = None,
     ) -> Sequence:
-        """A new sequence in the free slot that shares the longest beginning with it.
+        """A new sequence in the free slot that shares the longest beginning with it. `speculate`: its steps may carry guesses.
 
         Raises PromptTooLong, or ClusterError when every slot is busy.
         """
@@ -96,7 +136,8 @@ class Scheduler:
         # The last prompt token is computed even when it is held: its output is what the first new token is drawn from.
         n_reused = min(_common(slot.held, prompt), len(prompt) - 1)
         limit = self._ctx if max_new is None else min(self._ctx, len(prompt) + max_new)
-        sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused, n_reused)
+        drafter = Drafter() if speculate else None
+        sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused, n_reused, drafter, guide)
         slot.owner = sequence
         del slot.held[n_reused:]
         return sequence
@@ -108,19 +149,42 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""
         waiting = [slot.owner for slot in self._slots if slot.owner is not None and slot.owner.n_waiting]
-        rows, sequences, budget = [], [], self._chunk_tokens
+        taken: list[tuple[Sequence, int]] = []  # with the tokens that it sends
+        budget = self._chunk_tokens
         for sequence in sorted(waiting, key=lambda sequence: sequence.n_waiting):
             count = min(sequence.n_waiting, budget)
             if count == 0:
                 break
-            emit = int(sequence.n_sent + count == len(sequence.tokens))
-            rows.append(Row(sequence.slot, sequence.n_sent, count, emit))
-            sequences.append(sequence)
-            held = self._slots[sequence.slot].held
-            held += sequence.tokens[sequence.n_sent : sequence.n_sent + count]
-            sequence.n_sent += count
+            taken.append((sequence, count))
             budget -= count
-        return Step(tuple(rows), tuple(sequences)) if rows else None
+        self._draft([sequence for sequence, count in taken if count == sequence.n_waiting], budget)
+        rows = tuple(self._send(sequence, count) for sequence, count in taken)
+        return Step(rows, tuple(sequence for sequence, _ in taken)) if rows else None
+
+    def _draft(self, sequences: list[Sequence], budget: int) -> None:
+        """Gives those that catch up in this step guesses to carry, within what is left of the step."""
+        drafts = [sequence.propose() for sequence in sequences]
+        counts = lengths(drafts, self._chunk_tokens - budget, budget)
+        for sequence, draft, count in zip(sequences, drafts, counts, strict=True):
+            sequence.draft = draft.first(count)
+
+    def _send(self, sequence: Sequence, count: int) -> Row:
+        drafted = sequence.draft.tokens
+        emit = 1 + len(drafted) if count == sequence.n_waiting else 0
+        row = Row(sequence.slot, sequence.n_sent, count + len(drafted), emit)
+        held = self._slots[sequence.slot].held
+        held += sequence.tokens[sequence.n_sent : sequence.n_sent + count]
+        held += drafted
+        sequence.n_sent += count
+        return row
+
+    def settle(self, sequence: Sequence, n_accepted: int) -> None:
+        """The draft has come back: its first `n_accepted` tokens are the sequence's own now, and in KV."""
+        if sequence.drafter is not None:
+            sequence.drafter.learn(sequence.draft, n_accepted)
+        sequence.draft = NO_DRAFT
+        sequence.n_sent += n_accepted
+        del self._slots[sequence.slot].held[sequence.n_sent :]
 
     def release(self, sequence: Sequence) -> None:
         """Frees the slot; what it holds may serve the next sequence with the same beginning."""
@@ -130,10 +194,12 @@ class Scheduler:
         slot.owner = None
 
     def check_integrity(self) -> None:
-        """Held tokens are those that were sent, and none lies outside the context."""
+        """Held tokens are those that were sent, the guesses among them last, and none lies outside the context."""
         for slot in self._slots:
             owner = slot.owner
-            if len(slot.held) > self._ctx or (owner is not None and slot.held != owner.tokens[: owner.n_sent]):
+            if len(slot.held) > self._ctx or (
+                owner is not None and slot.held != [*owner.tokens[: owner.n_sent], *owner.draft.tokens]
+            ):
                 raise InternalError("a slot's tokens are not its sequence's")
 
 

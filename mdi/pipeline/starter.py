@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mdi.cluster.home import Home
+from mdi.engine.backend import Backend
+from mdi.engine.constraint import Guides
 from mdi.engine.observe import BlockObserver
-from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import InternalError, UserError
@@ -24,7 +25,7 @@ from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, Start
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.deploy import Deployment, deploy
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
-from mdi.pipeline.problem import Workload, draw_problem, starter_threads
+from mdi.pipeline.problem import Workload, draw_problem, starter_backend, starter_threads
 from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
@@ -66,13 +67,18 @@ class Starter:
         self._drive = drive
         self._deployment = deployment
         self._inboxes: list[Inbox] = []
+        self._guides = Guides(model.tokenizer, model.config.vocab_size)
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
-        """Pieces of text as they come, then one Answer. Raises PromptTooLong before anything runs, ClusterError when a node fails."""
+        """Pieces of text as they come, then one Answer.
+
+        Raises UserError and PromptTooLong before anything runs, ClusterError when a node fails.
+        """
+        request.params.check_vocabulary(self.model.config.vocab_size)
         inbox = new_inbox()
         self._inboxes.append(inbox)
         try:
-            async with aclosing(answer(self._drive, self.model.tokenizer, request, inbox)) as events:
+            async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -111,7 +117,8 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
             deploy(planned.plan, peers, packed, home.packs_path, workload, model.source.name, on_progress)
         )
         threads = starter_threads(house, options)
-        core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, threads)
+        backend = starter_backend(house, options)
+        core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, backend, threads)
         ring = None
         if deployment.workers:
             addresses = [worker.peer.address for worker in deployment.workers]
@@ -191,13 +198,14 @@ def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
 
 
 def _core(
-    packed: PackedModel, home: Home, plan: Plan, workload: Workload, deployment: Deployment, threads: int
+    packed: PackedModel, home: Home, plan: Plan, workload: Workload, deployment: Deployment, backend: Backend, threads: int
 ) -> tuple[StarterCore, Scheduler]:
     """Loads the starter's own part."""
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads)
-    local = OnnxEngine(config, open_packs(packed, directory, own.start, own.stop), shape, own.start) if len(own) else None
-    head = Head(config, open_pack(directory / packed.head.filename), threads)
+    packs = open_packs(packed, directory, own.start, own.stop)
+    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
+    head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
     embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
     scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
     if not deployment.workers:

@@ -50,6 +50,8 @@ class NodeRow:
     memory_offered_bytes: int | None = None
     memory_used_bytes: int | None = None
     uptime_s: float | None = None
+    device: str | None = None
+    accelerator: str | None = None
     stages: tuple[StageRow, ...] = ()
 
     @property
@@ -114,6 +116,8 @@ async def open_house(
         results = await asyncio.gather(*(_greet(stack, house, member) for member in members))
         for member, result in zip(members, results, strict=True):
             if isinstance(result, MdiError):
+                if PeerAddress(member.addresses[0], member.port) in named[: len(peers)]:
+                    raise result
                 house.problems.append(_row(member, None, str(result)))
             elif member.node_id == house.node_id:
                 house.own = result
@@ -200,5 +204,7 @@ def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -
         info.memory_offered_bytes,
         info.memory_used_bytes,
         info.uptime_s,
+        info.device,
+        info.accelerator or None,
         tuple(StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id) for stage in info.stages),
     )

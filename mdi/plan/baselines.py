@@ -26,14 +26,16 @@ _MDI_LLM = {
 
 
 def alternatives(problem: Problem) -> dict[str, Plan | None]:
-    """Every rule by name, in a fixed order; None where its split does not fit the memory or the links, or it has none."""
-    return {
+    """Every rule by name, in a fixed order; None where its split does not fit the memory or the links."""
+    rules = {
         "best single device": best_single_device(problem),
         "uniform": uniform(problem),
         "RAM-proportional": ram_proportional(problem),
         "speed-proportional": speed_proportional(problem),
-        "MDI-LLM table": mdi_llm_table(problem),
     }
+    if (counts := _MDI_LLM.get((problem.model.n_blocks, len(problem.nodes)))) is not None:  # published for these sizes only
+        rules["MDI-LLM table"] = _fitting(problem, [node.node_id for node in problem.nodes], counts)
+    return rules
 
 
 def best_single_device(problem: Problem) -> Plan | None:
@@ -58,12 +60,6 @@ def ram_proportional(problem: Problem) -> Plan | None:
 def speed_proportional(problem: Problem) -> Plan | None:
     """In proportion to blocks per second in decode: every stage takes about as long."""
     return _proportional(problem, [1 / Fraction(node.decode.block_s) for node in problem.nodes])
-
-
-def mdi_llm_table(problem: Problem) -> Plan | None:
-    """The published split for this many blocks and nodes; None for any other size."""
-    counts = _MDI_LLM.get((problem.model.n_blocks, len(problem.nodes)))
-    return _fitting(problem, [node.node_id for node in problem.nodes], counts) if counts else None
 
 
 def apportion(n_blocks: int, weights: Sequence[Fraction]) -> list[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi.engine.onnx_engine import Head, OnnxEngine
-from mdi.engine.protocol import StageShape
+from mdi.engine.backend import ONNX, Backend
+from mdi.engine.protocol import Head, StageShape
 from mdi.engine.sampling import SamplingParams, sample
 from mdi.errors import InternalError
 from mdi.model.config import ModelConfig
@@ -25,6 +26,7 @@ from mdi.profile.timing import repeat
 DECODE_POSITION = 128  # in the middle of a short answer
 MOST_CTX = 4096  # KV rows that are never written cost nothing: time depends on the position, hardly on the context
 EMBEDDING_TOKENS = 256
+EMBEDDED = 0  # the token whose embedding is read: the table is too small for any to be better than another
 DECODE_BOX_S = 0.5
 PREFILL_BOX_S = 1.0
 THIN_BOX_S = 0.05
@@ -87,13 +89,15 @@ class _Work:
         if self.ctx < 1 or self.chunk_tokens < 1 or not 0 <= self.position < self.ctx or self.threads < 1:
             raise InternalError(f"a step like {self} cannot be measured")
 
-    def seconds(self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float]) -> tuple[float, float]:
-        """(decode, prefill) of a stage of these blocks."""
-        engine = OnnxEngine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
+    def seconds(
+        self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float], backend: Backend
+    ) -> tuple[float, float]:
+        """(decode, prefill) of a stage of these blocks. `forward` answers with the result itself, so a step's time is all of it."""
+        engine = backend.make_engine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
         hidden = np.random.default_rng(0).standard_normal((self.chunk_tokens, config.d_model), dtype=np.float32)
 
-        def step(position: int, count: int) -> NDArray[np.float32]:
-            return engine.forward([_Span(0, position, count)], hidden[:count])
+        def step(position: int, count: int, first: int = 0) -> NDArray[np.float32]:
+            return engine.forward([_Span(0, position, count)], hidden[first : first + count])
 
         decode_box_s, prefill_box_s = boxes_s
         prefill = repeat(lambda: step(0, self.chunk_tokens), prefill_box_s)
@@ -102,7 +106,10 @@ class _Work:
             step(start, min(self.chunk_tokens, self.position - start))
         if not np.isfinite(step(self.position, 1)).all():
             raise InternalError("random weights computed values that are not finite")
-        decode = repeat(lambda: step(self.position, 1), decode_box_s)
+        tokens = itertools.cycle(
+            range(self.chunk_tokens)
+        )  # one token would choose the same experts again, and find them in the cache
+        decode = repeat(lambda: step(self.position, 1, next(tokens)), decode_box_s)
         return decode.seconds, prefill.seconds
 
 
@@ -119,6 +126,7 @@ def measure_blocks(
     ctx: int,
     chunk_tokens: int,
     position: int = DECODE_POSITION,
+    backend: Backend = ONNX,
     scratch: Path | None = None,
 ) -> BlockTimes:
     """Blocks as they run here: as many different ones as exceed the cache, or all of the model's.
@@ -130,16 +138,18 @@ def measure_blocks(
     ctx = ctx_class(ctx)
     work = _Work(ctx, min(chunk_tokens, ctx), min(position, ctx - 1), threads)
     block_bytes, _ = packed_bytes(config, fmt)
-    wanted = min(config.n_blocks, -(-working_set_bytes() // block_bytes))
-    n_blocks = min(wanted, spare_bytes(block_bytes) // block_bytes)
+    wanted = min(config.n_blocks, -(-working_set_bytes(backend) // block_bytes))
+    n_blocks = min(wanted, spare_bytes(block_bytes, backend) // block_bytes)
     few, many = THIN_BLOCKS
-    thin_bytes, _ = packed_bytes(thin(config), fmt)
+    thin_config = thin(config, many)
+    thin_bytes, _ = packed_bytes(thin_config, fmt)
     with scratch_directory(n_blocks * block_bytes + many * thin_bytes, scratch) as directory:
-        stage_s = work.seconds(config, block_packs(directory, config, fmt, n_blocks), (DECODE_BOX_S, PREFILL_BOX_S))
+        stage_s = work.seconds(config, block_packs(directory, config, fmt, n_blocks), (DECODE_BOX_S, PREFILL_BOX_S), backend)
         # The overhead is what remains when blocks have nearly no work: two thin stages tell it within microseconds, where the
         # difference between two stages of real blocks would drown it in their noise.
-        packs = block_packs(directory, thin(config), fmt, many)
-        thin_s = [work.seconds(thin(config), packs[:n], (THIN_BOX_S, THIN_BOX_S)) for n in THIN_BLOCKS]
+        packs = block_packs(directory, thin_config, fmt, many)
+        thin_s = [work.seconds(thin_config, packs[:n], (THIN_BOX_S, THIN_BOX_S), backend) for n in THIN_BLOCKS]
+    backend.release()
     decode, prefill = (
         _linear(stage, n_blocks, (many * thin_few - few * thin_many) / (many - few))
         for stage, thin_few, thin_many in zip(stage_s, *thin_s, strict=True)
@@ -153,21 +163,35 @@ def _linear(stage_s: float, n_blocks: int, overhead_s: float) -> LinearTime:
     return LinearTime(overhead_s, (stage_s - overhead_s) / n_blocks)
 
 
-def measure_head(config: ModelConfig, fmt: WeightFormat, threads: int, *, scratch: Path | None = None) -> HeadTime:
+def measure_head(
+    config: ModelConfig, fmt: WeightFormat, threads: int, *, backend: Backend = ONNX, scratch: Path | None = None
+) -> HeadTime:
     """The starter's own part of a decode step. Raises as `measure_blocks` does."""
     block_bytes, head_bytes = packed_bytes(config, fmt)
     # Between two heads the blocks' weights pass through the cache; reading as much memory puts the head where it will be.
-    flushed_bytes = min(config.n_blocks * block_bytes, working_set_bytes(), spare_bytes(head_bytes))
+    flushed_bytes = min(config.n_blocks * block_bytes, working_set_bytes(backend), spare_bytes(head_bytes, backend))
     n_tokens = min(config.vocab_size, EMBEDDING_TOKENS)
     with scratch_directory(head_bytes + 2 * n_tokens * config.d_model, scratch) as directory:
-        head = Head(config, head_pack(directory, config, fmt), threads)
+        pack = head_pack(directory, config, fmt)
         embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model), config.embedding_scale)
-        other = np.ones(flushed_bytes // 8, np.uint64)
-        greedy = SamplingParams()
+        seconds = _head_s(backend.make_head(config, pack, threads), embedding, _cache_flusher(backend, flushed_bytes))
+    backend.release()
+    return HeadTime(seconds)
 
-        def step() -> int:
-            rows = embedding.rows([n_tokens - 1])
-            return sample(head.logits(rows)[0], greedy, 0)
 
-        timing = repeat(step, DECODE_BOX_S, between=other.max)
-    return HeadTime(timing.seconds)
+def _head_s(head: Head, embedding: Embedding, flush: Callable[[], object]) -> float:
+    greedy = SamplingParams()
+
+    def step() -> int:
+        return sample(head.logits(embedding.rows([EMBEDDED]))[0], greedy, 0)
+
+    return repeat(step, DECODE_BOX_S, between=flush).seconds
+
+
+def _cache_flusher(backend: Backend, n_bytes: int) -> Callable[[], object]:
+    """A function that reads so much memory that nothing else is left in the cache before it."""
+    if backend.accelerator is None:
+        return np.ones(n_bytes // 8, np.uint64).max
+    from mdi.profile.accelerator import cache_flusher
+
+    return cache_flusher(backend.torch_device, n_bytes)

@@ -10,12 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import onnxruntime as ort
 
 from mdi import __version__
+from mdi.engine.backend import ONNX, Backend
 from mdi.errors import InternalError
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
@@ -38,29 +40,33 @@ class ProfileCache:
     that ask for the same at once both measure, and disturb each other.
     """
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path, *, backend: Backend = ONNX, clock: Callable[[], float] = time.time) -> None:
+        self._backend = backend
         self._directory = directory
         self._clock = clock
 
     def device(self, threads: int, *, refresh: bool = False) -> DeviceProfile:
-        key = _key("device", threads)
-        return self._value(key, lambda data: DeviceProfile(**data), lambda: measure_device(threads), refresh)
+        key = _key(self._backend, "device", threads)
+        return self._value(
+            key, lambda data: DeviceProfile(**data), lambda: measure_device(threads, backend=self._backend), refresh
+        )
 
     def blocks(
         self, config: ModelConfig, fmt: WeightFormat, *, threads: int, ctx: int, chunk_tokens: int, refresh: bool = False
     ) -> BlockTimes:
         """See `measure_blocks`; contexts of one `ctx_class` share an entry."""
-        key = _key("blocks", threads, config, fmt) | {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens}
+        key = _key(self._backend, "blocks", threads, config, fmt) | {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens}
 
         def measure() -> BlockTimes:
-            return measure_blocks(config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens)
+            return measure_blocks(config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens, backend=self._backend)
 
         return self._value(key, _block_times, measure, refresh)
 
     def head(self, config: ModelConfig, fmt: WeightFormat, *, threads: int, refresh: bool = False) -> HeadTime:
         """See `measure_head`."""
-        key = _key("head", threads, config, fmt)
-        return self._value(key, lambda data: HeadTime(**data), lambda: measure_head(config, fmt, threads), refresh)
+        key = _key(self._backend, "head", threads, config, fmt)
+        measure = partial(measure_head, config, fmt, threads, backend=self._backend)
+        return self._value(key, lambda data: HeadTime(**data), measure, refresh)
 
     def _value(self, key: Json, parse: Callable[[Json], Value], measure: Callable[[], Value], refresh: bool) -> Value:
         path = self._directory / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
@@ -101,7 +107,9 @@ class ProfileCache:
             file.unlink(missing_ok=True)
 
 
-def _key(what: str, threads: int, config: ModelConfig | None = None, fmt: WeightFormat | None = None) -> dict[str, Any]:
+def _key(
+    backend: Backend, what: str, threads: int, config: ModelConfig | None = None, fmt: WeightFormat | None = None
+) -> dict[str, Any]:
     """Everything that a time depends on; fine-tunes of one model share it."""
     return {
         "what": what,
@@ -112,7 +120,9 @@ def _key(what: str, threads: int, config: ModelConfig | None = None, fmt: Weight
         "threads": threads,
         "cpu": cpu_model(),
         "usable_cpus": len(usable_cpus()),
-        "onnxruntime": ort.__version__,
+        "device": backend.device,
+        "accelerator": backend.accelerator,
+        "runtime": f"onnxruntime {ort.__version__}" if backend.runtime is None else f"torch {backend.runtime}",
         "mdi": __version__,
     }
 

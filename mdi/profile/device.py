@@ -12,13 +12,14 @@ import psutil
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from mdi.engine.backend import ONNX, Backend
 from mdi.engine.graph import GraphBuilder
 from mdi.engine.onnx_engine import open_session
 from mdi.errors import InternalError, NoRoom
 from mdi.model.packs import Pack, PackKind
 from mdi.model.quantise import WeightFormat
 from mdi.profile.cpu import cpu_features, cpu_model, last_level_cache_bytes, physical_cores, usable_cpus
-from mdi.profile.memory import available_bytes, format_bytes
+from mdi.profile.memory import backend_available_bytes, format_bytes
 from mdi.profile.synthetic import scratch_directory, write_pack
 from mdi.profile.timing import Timing, repeat
 
@@ -61,6 +62,8 @@ class DeviceInfo:
 class DeviceProfile:
     """Arithmetic at many rows and reading at one, of int4 weights with `threads` threads; a multiply-add is two operations.
 
+    Of a torch device: arithmetic in the type that it computes in, and bytes read and written by a copy.
+
     The spreads are those of `timing.Timing`: 0.1 means that the middle half of the samples lies within 10 %.
     """
 
@@ -75,17 +78,18 @@ class DeviceProfile:
             raise InternalError(f"measured {self.tflops} TFLOPS and {self.read_bytes_per_s} bytes/s on {self.threads} threads")
 
 
-def working_set_bytes() -> int:
+def working_set_bytes(backend: Backend = ONNX) -> int:
     """Weights that together do not fit the cache."""
-    return min(MOST_WORKING_SET_BYTES, max(WORKING_SET_BYTES, CACHES * last_level_cache_bytes()))
+    cache_bytes = last_level_cache_bytes() if backend.accelerator is None else backend.cache_bytes()
+    return min(MOST_WORKING_SET_BYTES, max(WORKING_SET_BYTES, CACHES * cache_bytes))
 
 
-def spare_bytes(least_bytes: int) -> int:
+def spare_bytes(least_bytes: int, backend: Backend = ONNX) -> int:
     """Bytes of weights that may be loaded to measure: half of what is free, but at least `least_bytes`.
 
     Raises NoRoom when not even those fit, in their two copies.
     """
-    free = available_bytes()
+    free = backend_available_bytes(backend)
     if free < COPIES * least_bytes:
         needed = format_bytes(COPIES * least_bytes)
         raise NoRoom(
@@ -94,8 +98,10 @@ def spare_bytes(least_bytes: int) -> int:
     return max(least_bytes, free // 2 // COPIES)
 
 
-def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfile:
+def measure_device(threads: int, *, backend: Backend = ONNX, scratch: Path | None = None) -> DeviceProfile:
     """Takes about a second and up to 400 MiB, on a Pi 4 about two. Raises NoRoom, and UserError when the disk is full."""
+    if backend.runtime is not None:
+        return _measure_torch(threads, backend)
     matrix_bytes = FORMAT.linear_bytes(WIDTH, WIDTH)
     n = min(working_set_bytes(), spare_bytes(matrix_bytes)) // matrix_bytes
     with scratch_directory(n * matrix_bytes, scratch) as directory:
@@ -111,6 +117,16 @@ def measure_device(threads: int, *, scratch: Path | None = None) -> DeviceProfil
         tflops_spread=many.spread,
         read_spread=one.spread,
     )
+
+
+def _measure_torch(threads: int, backend: Backend) -> DeviceProfile:
+    from mdi.engine.torch_device import set_threads
+    from mdi.profile.accelerator import copy_timing, matmul_timing
+
+    set_threads(backend.torch_device, threads)
+    n_bytes, copy = copy_timing(backend.torch_device)
+    operations, product = matmul_timing(backend.torch_device)
+    return DeviceProfile(operations / product.seconds / 1e12, n_bytes / copy.seconds, threads, product.spread, copy.spread)
 
 
 def _time(pack: Pack, n: int, threads: int, rows: NDArray[np.float32]) -> Timing:

@@ -21,6 +21,7 @@ import numpy as np
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Stored, block_layout
+from mdi.model.linear import BLOCK_SIZES
 from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, packed_parts
 from mdi.model.quantise import WeightFormat
 from mdi.profile.memory import format_bytes
@@ -72,9 +73,22 @@ def _block_pack(path: Path, config: ModelConfig, fmt: WeightFormat, block: int) 
     return write_pack(path, PackKind.BLOCK, fmt, linears, plain)
 
 
-def thin(config: ModelConfig) -> ModelConfig:
-    """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part, of no experts."""
-    return replace(config, n_heads=1, n_kv_heads=1, d_ffn=min(config.d_ffn, 32), experts=None, sparse_blocks=())
+def thin(config: ModelConfig, n_blocks: int) -> ModelConfig:
+    """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part, or one small expert."""
+    experts = config.experts and replace(
+        config.experts, n_experts=1, n_chosen=1, d_ffn=min(config.experts.d_ffn, max(BLOCK_SIZES))
+    )
+    return replace(
+        config,
+        n_blocks=n_blocks,
+        n_heads=1,
+        n_kv_heads=1,
+        d_ffn=min(config.d_ffn, 32),
+        experts=experts,
+        windowed_blocks=(),
+        unrotated_blocks=(),
+        sparse_blocks=tuple(range(n_blocks)) if config.sparse_blocks else (),
+    )
 
 
 def head_pack(directory: Path, config: ModelConfig, fmt: WeightFormat) -> Pack:

@@ -29,6 +29,7 @@ def test_json_is_one_object_and_nothing_else(home: Home, run: tuple[str, ...]) -
     }  # fmt: skip
     assert set(answer["timings"]) == {
         "ttft_s", "decode_tokens_per_s", "total_s", "prompt_tokens", "new_tokens", "reused_tokens",
+        "drafted_tokens", "accepted_tokens",
     }  # fmt: skip
     assert answer["finish_reason"] == "length"
     assert len(answer["token_ids"]) == answer["timings"]["new_tokens"] == 6

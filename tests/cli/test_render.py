@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mdi.cli.render import answer_line, block_names, duration, nodes_text
@@ -40,6 +42,12 @@ def test_nodes_that_answer_are_a_table_and_others_a_sentence() -> None:
     assert [cell in row for cell in ("attic", "10.0.0.2:52700", "3.0 GiB of 4.0 GiB", "2 h", "demo 0–3")] == [True] * 5
     assert silent == "kitchen (10.0.0.3:52700) cannot be used: it fell silent"
     assert strangers.startswith("2 nodes of another cluster")
+
+
+def test_a_node_with_a_gpu_is_told_by_its_name() -> None:
+    row = NodeRow("b" * 32, "desk", "10.0.0.2:52700", "mdns", threads=8, device="cuda:0", accelerator="NVIDIA RTX 4090")
+    assert "NVIDIA RTX 4090" in nodes_text(NodeList((row,), strangers=0))
+    assert "8 threads" in nodes_text(NodeList((replace(row, accelerator=None),), strangers=0))
 
 
 def test_no_nodes_is_a_sentence_that_says_what_to_do() -> None:

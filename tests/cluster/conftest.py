@@ -57,11 +57,12 @@ class House:
         (key or self.key).save(home)
         return home
 
-    def start(self, name: str, *arguments: str, key: ClusterKey | None = None) -> Daemon:
+    def start(self, name: str, *arguments: str, key: ClusterKey | None = None, before: str = "") -> Daemon:
+        """`before`: Python that the daemon's process runs first."""
         home = self.home(name, key)
-        command = [sys.executable, "-m", "mdi.cli.app", "node", "start", "--name", name, "--host", "127.0.0.1"]
+        command = [sys.executable, "-c", f"{before}\nfrom mdi.cli.app import main\nmain()", "node", "start", "--name", name]
         process = subprocess.Popen(
-            [*command, "--threads", "1", "--no-discovery", *arguments],
+            [*command, "--host", "127.0.0.1", "--threads", "1", "--no-discovery", *arguments],
             env=os.environ | {"MDI_HOME": str(home.path)},
             stdout=subprocess.PIPE,
             text=True,

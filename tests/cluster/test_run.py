@@ -10,12 +10,15 @@ import pytest
 
 from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
-from mdi.errors import ClusterError, LinkError, NoRoom, PromptTooLong, UserError, WrongCluster
+from mdi.engine.sampling import SamplingParams
+from mdi.errors import ClusterError, LinkError, NoRoom, PromptTooLong, UserError, WrongCluster, WrongVersion
 from mdi.model.quantise import Quant
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request, StarterOptions
 from mdi.pipeline.starter import Starter, draw_plan, open_starter
 from mdi.pipeline.survey import list_nodes
 from tests.cluster.conftest import N_BLOCKS, Daemon, House
+from tools.quoting import make_quoting, text_ids
+from tools.shapes import SHAPES
 
 PROMPT = tuple(range(10, 40))
 NEW_TOKENS = 24
@@ -28,7 +31,7 @@ def options(model: Path, *daemons: object, **changes: object) -> StarterOptions:
 
 
 async def ask(starter: Starter, prompt: tuple[int, ...] = PROMPT, **changes: object) -> Answer:
-    request = Request(prompt, **({"max_tokens": NEW_TOKENS, "ignore_eos": True} | changes))
+    request = Request(prompt, **({"max_tokens": NEW_TOKENS, "ignore_eos": True, "speculate": False} | changes))
     return [event async for event in starter.generate(request) if isinstance(event, Answer)][-1]
 
 
@@ -97,6 +100,43 @@ async def test_the_next_turn_reuses_the_conversation(house: House, model: Path) 
     assert fresh.token_ids == second.token_ids
 
 
+async def test_guesses_change_no_answer_of_several_conversations_over_any_split(house: House, tmp_path: Path) -> None:
+    quoting = make_quoting(SHAPES["tiny"], tmp_path / "quoting")
+    one, two = house.start("one"), house.start("two")
+    home, text = house.home("starter"), text_ids()
+    asked = [
+        (text * 2, SamplingParams()),
+        ((*text[9:], *text[:20]), SamplingParams(0.8, seed=3)),
+        (PROMPT, SamplingParams(1.0)),
+    ]
+    answers = []
+    for split in ((2,), (0, 1, 1)):
+        settings = options(quoting, one, two, split=split, n_slots=3, ctx=256)
+        async with open_starter(settings, home, lambda _: None) as starter:
+            for speculate in (False, True):
+                wanted = [ask(starter, prompt, params=params, max_tokens=100, speculate=speculate) for prompt, params in asked]
+                found = await asyncio.gather(*wanted)
+                answers.append([answer.token_ids for answer in found])
+            assert found[0].timings.accepted_tokens > 80
+    assert all(each == answers[0] for each in answers)
+
+
+async def test_right_guesses_save_whole_trips_round_the_ring(house: House, tmp_path: Path) -> None:
+    quoting = make_quoting(SHAPES["tiny"], tmp_path / "quoting")
+    one, two = house.start("one"), house.start("two")
+    trips = []
+    async with open_starter(
+        options(quoting, one, two, split=(0, 1, 1), ctx=256), house.home("starter"), lambda _: None
+    ) as starter:
+        for speculate in (False, True):
+            before = await starter.stage_steps()
+            await ask(starter, text_ids() * 2, max_tokens=100, speculate=speculate)
+            after = await starter.stage_steps()
+            trips.append({name: after[name] - before[name] for name in ("one", "two")})
+    assert trips[0] == {"one": 100, "two": 100}
+    assert max(trips[1].values()) < 25
+
+
 async def test_conversations_side_by_side_do_not_mix(house: House, model: Path) -> None:
     one = house.start("one")
     home = house.home("starter")
@@ -148,6 +188,13 @@ async def test_a_node_of_another_cluster_is_named_as_such(house: House, model: P
     stranger = house.start("stranger", key=ClusterKey.generate())
     with pytest.raises(WrongCluster, match="another cluster key"):
         await draw_plan(options(model, stranger), house.home("starter"), lambda _: None)
+
+
+async def test_a_node_of_another_version_is_named_with_both_versions(house: House, model: Path) -> None:
+    newer = house.start("newer", before="import mdi.wire\nmdi.wire.PROTOCOL = 99")
+    with pytest.raises(WrongVersion, match=r"newer \(127.0.0.1\) speaks protocol 99") as error:
+        await draw_plan(options(model, newer), house.home("starter"), lambda _: None)
+    assert "same version" in (error.value.hint or "")
 
 
 async def test_a_peer_where_nothing_listens_is_named(house: House, model: Path) -> None:

@@ -139,6 +139,19 @@ def test_missing_tensors_are_named_and_counted(tiny: Path) -> None:
         Checkpoint.open(tiny)
 
 
+def test_a_config_that_promises_millions_of_experts_is_refused_at_once(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "mixtral")
+    edit_json(directory / "config.json", num_local_experts=4096, num_hidden_layers=1024)
+    with pytest.raises(ModelError, match="and 999 more"):
+        Checkpoint.open(directory)
+
+
+def test_norms_are_read_as_they_multiply(tmp_path: Path, tiny: Path) -> None:
+    for directory, offset in ((tiny, 0), (make_checkpoint(tmp_path / "gemma", "gemma2"), 1)):
+        checkpoint = Checkpoint.open(directory)
+        np.testing.assert_array_equal(checkpoint.norm(checkpoint.final_norm), checkpoint.tensor(checkpoint.final_norm) + offset)
+
+
 def test_shape_that_disagrees_with_the_config_is_named(tiny: Path) -> None:
     edit_json(tiny / "config.json", intermediate_size=128)
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.gate_proj.*\[96, 64\].*\[128, 64\]"):

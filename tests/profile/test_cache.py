@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mdi.engine.backend import ONNX, choose_backend
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes
@@ -80,6 +81,15 @@ def test_entries_are_shared_by_what_runs_alike_and_by_nothing_else(
     assert cache.blocks(tiny, INT4, threads=1, ctx=64, chunk_tokens=8) != first
     assert cache.blocks(tiny, WeightFormat(8, 128), threads=1, ctx=64, chunk_tokens=16) != first
     assert len(files(tmp_path)) == 6
+
+
+def test_each_device_and_version_of_its_runtime_has_its_own_entries(tiny: ModelConfig, tmp_path: Path) -> None:
+    directory = tmp_path / "profiles"
+    torch = choose_backend("torch-cpu")
+    caches = [ProfileCache(directory, backend=each) for each in (ONNX, torch, replace(torch, runtime="2.0"))]
+    found = [blocks(cache, tiny) for cache in caches]
+    assert len(files(tmp_path)) == 3
+    assert [blocks(cache, tiny) for cache in caches] == found
 
 
 def damaged_entries(text: str) -> list[str]:

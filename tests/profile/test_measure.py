@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
 
+from mdi.engine.backend import choose_backend
 from mdi.engine.onnx_engine import OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.errors import InternalError, ModelError, NoRoom, UserError
+from mdi.model.checkpoint import read_config
 from mdi.model.config import ModelConfig
 from mdi.model.packed import packed_bytes
 from mdi.model.quantise import WeightFormat
@@ -18,6 +21,7 @@ from mdi.profile.blocks import DECODE_POSITION, LinearTime, _linear, _Span, ctx_
 from mdi.profile.device import DeviceProfile, measure_device, spare_bytes, working_set_bytes
 from mdi.profile.memory import available_bytes
 from mdi.profile.timing import LEAST_SAMPLES, MOST_SAMPLES, repeat
+from tests.checkpoints import make_checkpoint
 
 INT4, INT8, FP32 = WeightFormat(4, 128), WeightFormat(8, 32), WeightFormat(32)
 
@@ -31,6 +35,23 @@ def test_a_tiny_model_is_measured_and_leaves_nothing_behind(tiny: ModelConfig, f
     assert 0 < times.prefill.block_s < 10
     assert 0 < head.decode_s < 10
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("fmt", [INT4, FP32])
+def test_torch_is_measured_with_its_own_engine(tiny: ModelConfig, fmt: WeightFormat, scratch: Path) -> None:
+    backend = choose_backend("torch-cpu")
+    times = measure_blocks(tiny, fmt, threads=1, ctx=256, chunk_tokens=32, backend=backend, scratch=scratch)
+    head = measure_head(tiny, fmt, 1, backend=backend, scratch=scratch)
+    assert 0 < times.decode.seconds(1) < times.decode.seconds(3) < 10
+    assert 0 < times.prefill.block_s < 10
+    assert 0 < head.decode_s < 10
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_bounds_of_a_torch_device_are_measured() -> None:
+    profile = measure_device(1, backend=choose_backend("torch-cpu"))
+    assert 1e-4 < profile.tflops < 100
+    assert 1e7 < profile.read_bytes_per_s < 1e13
 
 
 def test_a_chunk_of_a_larger_model_costs_more_than_one_token(tiny: ModelConfig, scratch: Path) -> None:
@@ -79,6 +100,21 @@ def test_synthetic_packs_are_what_the_plan_counts_and_stay_finite(tiny: ModelCon
     out = OnnxEngine(tiny, packs, StageShape(1, 16, 1), 0).forward([_Span(0, 0, 8)], hidden)
     assert np.isfinite(out).all()
     assert 0.1 < float(out.std()) < 100
+
+
+@pytest.mark.parametrize("fmt", [WeightFormat(4, 32), FP32])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "phi3-partial", "gemma3", "mixtral", "qwen3moe"])
+def test_blocks_of_every_kind_are_measured_as_they_are_packed(kind: str, fmt: WeightFormat, scratch: Path) -> None:
+    config = read_config(make_checkpoint(scratch / "model", kind))
+    packs = synthetic.block_packs(scratch, config, fmt, config.n_blocks)
+    written = [sum(tensor.n_bytes for tensor in pack.tensors.values()) for pack in packs]
+    assert max(written) == packed_bytes(config, fmt)[0]
+    for pack in packs:
+        pack.path.unlink()
+    rmtree(scratch / "model")
+    times = measure_blocks(config, fmt, threads=1, ctx=64, chunk_tokens=16, scratch=scratch)
+    assert 0 < times.decode.block_s < 10
+    assert list(scratch.iterdir()) == []
 
 
 def test_temporary_files_are_gone_after_an_error(tiny: ModelConfig, scratch: Path) -> None:

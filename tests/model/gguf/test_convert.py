@@ -211,6 +211,6 @@ def test_sizes_are_those_of_the_gguf_package() -> None:
     gguf = pytest.importorskip("gguf")
     for number, ggml_type in GGML_TYPES.items():
         theirs = next((kind for kind in gguf.GGMLQuantizationType if kind == number), None)
-        if theirs is not None:  # older packages know fewer
+        if theirs is not None and theirs.name != "Q8_1":  # older packages know fewer; Q8_1 is in no file, and has two sizes
             assert (ggml_type.name, (ggml_type.values, ggml_type.n_bytes)) == (theirs.name, gguf.GGML_QUANT_SIZES[theirs])
     assert types.Q4_K.bits_per_value == 4.5

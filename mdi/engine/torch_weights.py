@@ -1,0 +1,162 @@
+"""Linear layers on a torch device: plain matrices, or codes that stay quantised there and become numbers inside the product.
+
+A coded weight is `code * scale + shift` with one scale and shift per row and block of columns. Without a `shift` tensor it is
+`(code - zero) * scale` with `zero` in the middle of the codes. Two ways compute the same product:
+
+- `expand`: dequantise into the compute type, then a matrix product. For many rows, and for every device and block size.
+- fused (`expand` None): the product written as a sum over codes. torch.compile makes one kernel of it that reads each code once and writes
+  nothing but the result, which is what decoding on a GPU is bound by. Run eagerly it is right, but keeps all of it in memory.
+
+`torch._weight_int8pack_mm` knows one scale per row only, and `torch._weight_int4pack_mm` rounds scales to bfloat16, takes bfloat16 rows,
+not every block size, and its own order of codes (a second copy for prefill): the sum takes packs as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mdi.errors import ModelError
+from mdi.model.packs import DTYPES, Pack, PackedPart, PackTensor
+
+
+class PlainPart(NamedTuple):
+    """A weight [N, K] in the compute type."""
+
+    weight: Tensor
+
+
+class CodedPart(NamedTuple):
+    """codes uint8 [N, blocks, block bits / 8] (low nibble first); scales and shift float32 [N, blocks]; order int64 [K].
+
+    With an `order`, stored column j multiplies input column `order[j]`. Columns beyond K are padding.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    shift: Tensor | None
+    order: Tensor | None
+    bits: int
+    columns: int
+
+
+Part: TypeAlias = PlainPart | CodedPart
+Linear: TypeAlias = tuple[Part, ...]  # rows of the weight from top to bottom
+Expand: TypeAlias = Callable[[CodedPart, torch.dtype], Tensor]
+
+
+def linear(x: Tensor, parts: Linear, dtype: torch.dtype, expand: Expand | None) -> Tensor:
+    """x float32 [R, K] times the weight [N, K] transposed: float32 [R, N]. Products in `dtype`, or in float32 where fused."""
+    results = [_product(x, part, dtype, expand) for part in parts]
+    return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+
+def _product(x: Tensor, part: Part, dtype: torch.dtype, expand: Expand | None) -> Tensor:
+    if isinstance(part, PlainPart):
+        return functional.linear(x.to(dtype), part.weight).float()
+    if part.order is not None:
+        x = x[:, part.order]
+    if expand is None:
+        return _sum_of_codes(x, part)
+    return functional.linear(x.to(dtype), expand(part, dtype)).float()
+
+
+def dequantise(part: CodedPart, dtype: torch.dtype) -> Tensor:
+    """The weight [N, K] of a part, its columns in stored order."""
+    digits = torch.stack(_digits(part), dim=-1)  # [N, blocks, bytes, codes per byte]
+    weight = _weights(part, digits.flatten(2))  # [N, blocks, block]
+    return weight.to(dtype).flatten(1)[:, : part.columns]
+
+
+def _sum_of_codes(x: Tensor, part: CodedPart) -> Tensor:
+    """One reduction per row over the same codes; written side by side, so that a compiler reads them once for all rows."""
+    _, blocks, block_bytes = part.codes.shape
+    per_byte = 8 // part.bits
+    x = functional.pad(x, (0, blocks * block_bytes * per_byte - part.columns))
+    x = x.reshape(len(x), blocks, block_bytes, per_byte)
+    weights = [_weights(part, digit) for digit in _digits(part)]
+    rows = []
+    for row in range(len(x)):
+        products = weights[0] * x[row, :, :, 0]
+        for i in range(1, per_byte):
+            products = products + weights[i] * x[row, :, :, i]
+        rows.append(products.sum((1, 2)))
+    return torch.stack(rows)  # [R, N]
+
+
+def _digits(part: CodedPart) -> list[Tensor]:
+    """The codes of each byte, first the ones that come first: float32 [N, blocks, bytes]."""
+    if part.bits == 8:
+        return [part.codes.float()]
+    return [(part.codes & 15).float(), (part.codes >> 4).float()]
+
+
+def _weights(part: CodedPart, codes: Tensor) -> Tensor:
+    """Codes [N, blocks, *] as numbers."""
+    scales = part.scales.unsqueeze(-1)
+    if part.shift is None:
+        return (codes - (1 << (part.bits - 1))) * scales
+    return codes * scales + part.shift.unsqueeze(-1)
+
+
+def load_linear(pack: Pack, name: str, columns: int, device: torch.device, dtype: torch.dtype) -> Linear:
+    """The linear layer `name` of a pack, on the device. Raises ModelError when it is missing or has not `columns` columns."""
+    places = pack.linears.get(name, ())
+    if not places or places[0].part.columns != columns:
+        raise ModelError(f"pack {pack.path.name} has no linear layer {name} of {columns} columns")
+    return tuple(_load_part(pack, place, device, dtype) for place in places)
+
+
+def _load_part(pack: Pack, place: PackedPart, device: torch.device, dtype: torch.dtype) -> Part:
+    part = place.part
+    tensors = {kind: load_tensor(pack, f"{place.prefix}.{kind}") for kind in part.tensors()}
+    if part.bits == 32:
+        return PlainPart(tensors["weight"].to(device, dtype))
+    shift = tensors.get("correction")
+    if part.zeros:
+        packed = tensors["zeros"]
+        zeros = packed if part.bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, : part.blocks]
+        centred = -zeros.float() * tensors["scales"]
+        shift = centred if shift is None else shift + centred
+    elif shift is not None:
+        shift = shift - (1 << (part.bits - 1)) * tensors["scales"]
+    order = tensors.get("order")
+    return CodedPart(
+        tensors["codes"].to(device),
+        tensors["scales"].to(device),
+        None if shift is None else shift.to(device),
+        None if order is None else order.to(device, torch.int64),
+        part.bits,
+        part.columns,
+    )
+
+
+def load_vector(pack: Pack, name: str, device: torch.device) -> Tensor:
+    """A norm's weight, float32."""
+    return load_tensor(pack, name).to(device, torch.float32)
+
+
+def load_tensor(pack: Pack, name: str) -> Tensor:
+    """A tensor in memory that is the pack's file, mapped: on the CPU it is never copied. Raises ModelError when it is missing."""
+    place = pack.tensors.get(name)
+    if place is None:
+        raise ModelError(f"pack {pack.path.name} has no tensor {name}")
+    return _mapped(pack, place)
+
+
+def _mapped(pack: Pack, place: PackTensor) -> Tensor:
+    # Mode c: torch warns of memory that cannot be written. Nobody writes, so no page is ever copied.
+    array = np.memmap(pack.path, DTYPES[place.dtype], mode="c", offset=place.offset, shape=place.shape)
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if place.dtype == "BF16" else tensor
+
+
+def linear_bytes(parts: Linear) -> int:
+    """Bytes that the layer takes on its device, and that one product reads."""
+    tensors = [tensor for part in parts for tensor in part if isinstance(tensor, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors)
