@@ -19,7 +19,6 @@ from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.packs import Pack, PackKind
 
-
 # What the functions below compute. A family that needs more (biases, other norms or activations, experts) is refused, not computed wrongly.
 COMPUTED = frozenset({"LlamaForCausalLM", "MistralForCausalLM"})
 
