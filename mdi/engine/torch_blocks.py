@@ -19,6 +19,9 @@ from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.packs import Pack, PackKind
 
+# What the functions below compute. A family that needs more (biases, other norms or activations, experts) is refused, not computed wrongly.
+COMPUTED = frozenset({"LlamaForCausalLM", "MistralForCausalLM"})
+
 
 class BlockShape(NamedTuple):
     """What the functions below need of a ModelConfig."""
@@ -32,6 +35,9 @@ class BlockShape(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype) -> BlockShape:
+        """Raises ModelError for a family that is not computed here."""
+        if config.architecture not in COMPUTED:
+            raise ModelError(f"the torch engine does not compute {config.architecture}", hint="use --device cpu on that node")
         return cls(config.n_heads, config.n_kv_heads, config.head_dim, config.d_ffn, config.norm_eps, dtype)
 
 

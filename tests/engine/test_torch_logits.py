@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from mdi.engine import torch_blocks
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.engine.torch_engine import TorchEngine, TorchHead
@@ -167,6 +168,14 @@ def test_packs_that_are_not_what_they_should_be_are_refused(packs) -> None:
         TorchEngine(packed.config, [head], StageShape(1, CTX, 1), 0, CPU)
     with pytest.raises(ModelError, match="no head"):
         TorchHead(packed.config, open_packs(packed, directory, 0, 1)[0], 1, CPU)
+
+
+def test_a_family_that_torch_does_not_compute_is_refused(packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, directory = packs
+    monkeypatch.setattr(torch_blocks, "COMPUTED", frozenset())
+    with pytest.raises(ModelError, match="does not compute") as refused:
+        TorchEngine(packed.config, open_packs(packed, directory, 0, 1), StageShape(1, CTX, 1), CPU)
+    assert "--device cpu" in (refused.value.hint or "")
 
 
 def test_steps_outside_the_stage_are_refused(packs, token_ids) -> None:
