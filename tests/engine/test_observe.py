@@ -19,7 +19,7 @@ from mdi.model.linear import dequantise
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import Pack, open_pack
 from mdi.model.quantise import Quant, WeightFormat
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import KINDS, make_checkpoint
 
 N_BLOCKS = 3
 INPUTS = {"qkv": "self_attn.q_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
@@ -102,6 +102,21 @@ def test_errors_weigh_less_than_those_of_plain_rounding(
             weights = [np.concatenate([dequantise(part) for part in pack.linear(name)]) for pack in packs]
             plain_error, error = (((each - weights[0]) ** 2 @ recorder.squares[block][name]).sum() for each in weights[1:])
             assert error < 0.95 * plain_error  # measured: 0.85 to 0.89, of random weights and inputs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_is_weighed_into_packs_of_the_same_forms(kind: str, tmp_path: Path) -> None:
+    source = Checkpoint.open(make_checkpoint(tmp_path / "m", kind, num_hidden_layers=2))
+    recorder = Recorder(BlockObserver(source.config, threads=1))
+    weighed = prepare(source, INT4, tmp_path, observer=recorder)
+    plain = prepare(source, INT4, tmp_path)
+    assert recorder.blocks == [0, 1]
+    for one, other in zip(open_packs(weighed, tmp_path, 0, 2), open_packs(plain, tmp_path, 0, 2), strict=True):
+        assert one.linears == other.linears
+        assert one.tensors == other.tensors
+        changed = {name for name in one.linears if (one.read(f"{name}.codes") != other.read(f"{name}.codes")).any()}
+        # Of what experts read between their two layers, the kernel shows nothing.
+        assert changed == set(one.linears) - {"experts_down"}
 
 
 def test_a_conversion_that_was_stopped_goes_on_with_the_block_at_hand(
