@@ -26,7 +26,7 @@ COMPILED_VARIANTS = 256
 # Compiled and plain kernels must agree so far over a whole stage: different rounding to bfloat16 leaves 0.999, a wrong kernel about 0.
 LEAST_COSINE = 0.99
 # With experts rounding also turns near ties of the router, and another expert computes something else for its share.
-LEAST_SPARSE_COSINE = 0.9
+LEAST_SPARSE_COSINE = 0.8
 REASON_LINES = 3  # of a compiler's message: torch names itself in the first, and what failed in those below
 
 

@@ -20,7 +20,7 @@ from mdi.engine.torch_kernels import EAGER, Functions, Kernels, compiled_kernels
 from mdi.engine.torch_stage import TorchStage
 from mdi.engine.torch_weights import CodedPart, dequantise, linear
 from mdi.model.checkpoint import Checkpoint
-from mdi.model.packed import PackedModel, open_packs, prepare
+from mdi.model.packed import PackedModel, prepare
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.wire.frame import Row
 from tests.checkpoints import make_checkpoint
@@ -34,10 +34,6 @@ def packs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("model")
     checkpoint = Checkpoint.open(make_checkpoint(directory / "m"))
     return prepare(checkpoint, WeightFormat.of(request.param, 32), directory / "packs"), directory / "packs"
-
-
-def quantised(packs: tuple[PackedModel, Path]) -> bool:
-    return any(each.part.bits != 32 for each in open_packs(*packs, 0, 1)[0].linears["qkv"])
 
 
 def ids() -> list[int]:
@@ -57,6 +53,17 @@ def test_traced_kernels_compute_what_plain_ones_do(packs) -> None:
     assert traced.engines[0].compiled
     assert not plain.engines[0].compiled
     np.testing.assert_allclose(logits(traced), logits(plain), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "llama-biases", "mixtral", "phi3-partial", "qwen3moe", "smollm3-window"])
+def test_traced_kernels_compute_every_family(kind: str, tmp_path: Path) -> None:
+    packed = prepare(
+        Checkpoint.open(make_checkpoint(tmp_path / "m", kind)), WeightFormat.of(Quant.INT4, 32), tmp_path / "packs"
+    )
+    traced = TorchStages(packed, tmp_path / "packs", (3,), n_slots=2, kernels=compiled_kernels("aot_eager"))
+    assert traced.engines[0].compiled
+    plain = TorchStages(packed, tmp_path / "packs", (3,), n_slots=2)
+    np.testing.assert_allclose(logits(traced), logits(plain), atol=1e-3, rtol=0)
 
 
 def test_functions_are_compiled_while_the_stage_loads_and_never_after(packs) -> None:
@@ -102,10 +109,11 @@ def test_a_dequantising_kernel_is_compared_too(packs, caplog: pytest.LogCaptureF
     def turned_over(part: CodedPart, dtype: torch.dtype) -> Tensor:
         return dequantise(part, dtype).flip(0)
 
+    packed, _ = packs
     with caplog.at_level(logging.WARNING):
         stages = TorchStages(*packs, (3,), kernels=Kernels(EAGER.many, replace(EAGER.many, expand=turned_over)))
-    assert stages.engines[0].compiled != quantised(packs)
-    assert ("something else" in caplog.text) == quantised(packs)
+    assert stages.engines[0].compiled != packed.fmt.quantised
+    assert ("something else" in caplog.text) == packed.fmt.quantised
 
 
 def test_a_dropped_engine_is_freed_at_once(packs) -> None:
