@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
     parser.add_argument("--vocab", type=int, help="a smaller vocabulary, such as 32000")
     parser.add_argument("--directory", type=Path, default=Path(platformdirs.user_cache_dir("mdi-bench")))
-    parser.add_argument("--blocks", type=int, nargs="+", default=[64, 128], help="quantisation block sizes")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[128, 256], help="quantisation block sizes")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128)

@@ -24,11 +24,11 @@ def inspect(
     ctx: given.Ctx = None,
 ) -> None:
     """Show a model's family, shape and formats, what it takes in memory, and which devices would hold it."""
-    from mdi.model.quantise import DEFAULT_BLOCK, Quant
+    from mdi.model.quantise import Quant
     from mdi.model.source import resolve
     from mdi.pipeline import inspection
 
-    found = inspection.inspect(resolve(model), Quant(quant), DEFAULT_BLOCK if block is None else block, ctx)
+    found = inspection.inspect(resolve(model), Quant(quant), block, ctx)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))
 
 

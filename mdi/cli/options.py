@@ -21,7 +21,10 @@ Quant = Annotated[
     QuantName, typer.Option(help="How weights are kept: auto is int4, but quantised files as they are; none is fp32.")
 ]
 Block = Annotated[
-    int | None, typer.Option(metavar="N", help="Weights that share one scale, 64 or 128.  [default: 128]", show_default=False)
+    int | None,
+    typer.Option(
+        metavar="N", help="Weights that share one scale.  [default: 256 from d_model 2048 on, else 128]", show_default=False
+    ),
 ]
 Ctx = Annotated[
     int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split
-from mdi.model.quantise import DEFAULT_BLOCK, Quant
+from mdi.model.quantise import Quant
 from mdi.pipeline.api import DEFAULT_WAIT_S, StarterOptions
 from mdi.plan.plan import Objective
 
@@ -31,7 +31,7 @@ def starter_options(
     return StarterOptions(
         model=model,
         quant=Quant(quant),
-        block=DEFAULT_BLOCK if block is None else block,
+        block=block,
         ctx=ctx,
         objective=Objective(objective),
         min_nodes=min_nodes,

@@ -9,7 +9,7 @@ from enum import StrEnum
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
-from mdi.model.quantise import WeightFormat
+from mdi.model.quantise import DEFAULT_BLOCK, WeightFormat
 
 
 class Stored(StrEnum):
@@ -65,11 +65,21 @@ PARTS = (
     Part("down.bias", Stored.PLAIN, (Role.DOWN_BIAS,)),
     Part("ffn_out_norm", Stored.NORM, (Role.FFN_OUT_NORM,)),
 )
+# Decode is bound by reading weights, and each scale is read with its sum: `make bench` says what a larger block gains, docs/performance.md
+# what it costs. Models of 1 B parameters and more have d_model 2048; smaller ones are fast anyway, and rounding hurts them more.
+LARGE_BLOCK, LARGE_MODEL = 256, 2048
 # Rows of gate and up take turns, as QMoE reads them.
 EXPERT_PARTS = (
     Part("experts_gate_up", Stored.EXPERTS, (Role.GATE, Role.UP)),
     Part("experts_down", Stored.EXPERTS, (Role.DOWN,)),
 )
+
+
+def default_block(config: ModelConfig) -> int:
+    """Weights that share a scale when nobody chose: LARGE_BLOCK for models that are large enough for it and divide by it."""
+    widths = [config.d_model, config.d_q, config.d_ffn, *([config.experts.d_ffn] if config.experts is not None else [])]
+    large = config.d_model >= LARGE_MODEL and not any(width % LARGE_BLOCK for width in widths)
+    return LARGE_BLOCK if large else DEFAULT_BLOCK
 
 
 def check_format(config: ModelConfig, fmt: WeightFormat) -> None:

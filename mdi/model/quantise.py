@@ -15,7 +15,7 @@ from mdi.errors import ModelError, UserError
 from mdi.model.linear import BLOCK_SIZES, LinearPart, Quantised, pack_nibbles
 from mdi.model.scale_search import block_weights, search
 
-DEFAULT_BLOCK = 128  # `make bench`: faster than 64 in decode and prefill on x86-64 with VNNI
+DEFAULT_BLOCK = 128  # `make bench`: faster than 64 in decode and prefill on x86-64 with VNNI; see `layout.default_block`
 CHUNK_VALUES = 1 << 18  # values quantised at a time by one thread: 1 MiB of fp32 stays in the second-level cache
 
 

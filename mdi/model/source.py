@@ -15,8 +15,9 @@ from mdi.model.gguf.config import read_config as gguf_config
 from mdi.model.gguf.files import SUFFIX, Gguf, find, model_name, part_paths
 from mdi.model.gguf.tokenizer import read_chat, read_tokenizer
 from mdi.model.gguf.weights import GgufWeights
+from mdi.model.layout import default_block
 from mdi.model.packed import packed_bytes, source_bytes
-from mdi.model.quantise import DEFAULT_BLOCK, Quant, WeightFormat
+from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.tokenizer import Tokenizer
 from mdi.model.weights import WeightSource
 
@@ -69,12 +70,12 @@ def stored_weights(source: ModelSource) -> WeightSource:
     return GgufWeights.open(Gguf.open(source.gguf))
 
 
-def kept_as(stored: WeightSource, quant: Quant, block: int = DEFAULT_BLOCK) -> tuple[WeightSource, WeightFormat]:
+def kept_as(stored: WeightSource, quant: Quant, block: int | None = None) -> tuple[WeightSource, WeightFormat]:
     """The weights as `--quant` wants them, and the format in which their matrices will lie, or most of them.
 
-    Of a quantised GGUF file these are its own codes, unless others are asked for.
+    `block` None: `default_block`. Of a quantised GGUF file these are its own codes, unless others are asked for.
     """
-    fmt = WeightFormat.of(quant, block)
+    fmt = WeightFormat.of(quant, block or default_block(stored.config))
     if not isinstance(stored, GgufWeights):
         return stored, fmt
     if quant is Quant.AUTO:
@@ -108,9 +109,11 @@ class Model:
         """The weights as `--quant` wants them."""
         return kept_as(self.checkpoint, quant)[0]
 
-    def weight_format(self, quant: Quant, block: int = DEFAULT_BLOCK) -> WeightFormat:
+    def weight_format(self, quant: Quant, block: int | None = None) -> WeightFormat:
         """How the packs' matrices will lie; of a GGUF file taken as it is, how most of them do. Does not open a checkpoint of floats."""
-        return WeightFormat.of(quant, block) if self._gguf is None else kept_as(self.checkpoint, quant, block)[1]
+        if self._gguf is None:
+            return WeightFormat.of(quant, block or default_block(self.config))
+        return kept_as(self.checkpoint, quant, block)[1]
 
     def packed_bytes(self, quant: Quant, fmt: WeightFormat) -> tuple[int, int]:
         """Bytes of the largest block and of the head in packs. Does not open a checkpoint of floats."""

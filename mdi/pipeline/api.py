@@ -10,7 +10,7 @@ from mdi.engine.constraint import Constraint
 from mdi.engine.logits import TokenLogprobs
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
-from mdi.model.quantise import DEFAULT_BLOCK, Quant
+from mdi.model.quantise import Quant
 from mdi.plan.plan import Objective
 
 MAX_NODES = 1024
@@ -26,7 +26,7 @@ class StarterOptions:
 
     model: str = "demo"
     quant: Quant = Quant.AUTO
-    block: int = DEFAULT_BLOCK
+    block: int | None = None
     ctx: int | None = None
     n_slots: int = 1
     objective: Objective = Objective.LATENCY

@@ -10,7 +10,7 @@ from mdi.engine.protocol import StageShape
 from mdi.model.config import ModelConfig
 from mdi.model.layout import block_layout
 from mdi.model.packed import source_bytes
-from mdi.model.quantise import DEFAULT_BLOCK, Quant
+from mdi.model.quantise import Quant
 from mdi.model.source import ModelSource, kept_as, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
@@ -112,7 +112,7 @@ SHAPE = (
 )
 
 
-def inspect(source: ModelSource, quant: Quant, block: int = DEFAULT_BLOCK, ctx: int | None = None) -> Inspection:
+def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None) -> Inspection:
     """Raises ModelError when the model could not be run."""
     stored = stored_weights(source)
     config = stored.config

@@ -7,6 +7,8 @@ import pytest
 
 from mdi.errors import ModelError
 from mdi.model.checkpoint import Checkpoint
+from mdi.model.config import ModelConfig
+from mdi.model.layout import default_block
 from mdi.model.packed import Embedding, packed_bytes, prepare
 from mdi.model.packs import open_pack
 from mdi.model.quantise import WeightFormat
@@ -39,3 +41,18 @@ def test_embeddings_are_scaled_when_they_are_looked_up(tmp_path: Path) -> None:
     packed = prepare(checkpoint, WeightFormat(32), tmp_path / "packs")
     embedding = Embedding(open_pack(tmp_path / "packs" / packed.embedding.filename), checkpoint.config.embedding_scale)
     np.testing.assert_array_equal(embedding.rows([3, 7]), checkpoint.tensor(checkpoint.embedding)[[3, 7]] * 8)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "d_ffn", "block"), [(64, 96, 128), (1024, 4096, 128), (2048, 5632, 256), (4096, 11_008, 256), (2048, 5760, 128)]
+)
+def test_large_models_take_large_blocks_where_these_divide_them(d_model: int, d_ffn: int, block: int) -> None:
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": d_model,
+        "intermediate_size": d_ffn,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "vocab_size": 300,
+    }
+    assert default_block(ModelConfig.from_hf(values)) == block
