@@ -71,7 +71,7 @@ class Contender:
 class MdiProcess:
     """A starter in a process of its own (see `tools/mdi_child.py`)."""
 
-    def __init__(self, home: Path, model: Path, *, threads: int, cores: str, **options: object) -> None:
+    def __init__(self, home: Path, model: Path, *, threads: int, cores: str, **options: Any) -> None:
         command = [sys.executable, "-m", "tools.mdi_child", "--home", str(home), "--model", str(model)]
         command += ["--threads", str(threads), "--cores", cores]
         for name, value in options.items():
@@ -186,9 +186,9 @@ class Bench:
         with ExitStack() as stack:
             contenders = []
             for block in args.blocks:
-                process = stack.enter_context(
-                    MdiProcess(self.home(f"single-{threads}-{block}"), self.model, threads=threads, cores=cores, block=block)
-                )
+                home = self.home(f"single-{threads}-{block}")
+                options = {"threads": threads, "cores": cores, "block": block, "quant": args.quant}
+                process = stack.enter_context(MdiProcess(home, self.model, **options))
                 contenders.append(Contender(f"mdi int4, block {block}", process.measure))
             if args.llama:
                 engine = stack.enter_context(LlamaCpp(self.gguf, threads, context_tokens=args.prompt + args.new + 8))
@@ -206,13 +206,15 @@ class Bench:
             stack.enter_context(node(a, PORTS, str(first)))
             pid = stack.enter_context(node(b, PORTS + 1, str(second)))
             idle, peer = peak_rss_bytes(pid), f"127.0.0.1:{PORTS + 1}"
-            common = {"threads": 1, "cores": str(first), "block": args.blocks[-1]}
+            common = {"threads": 1, "cores": str(first), "block": args.blocks[-1], "quant": args.quant}
             alone = stack.enter_context(MdiProcess(self.home("alone"), self.model, **common))
             over_two = {"split": f"{n_blocks - half},{half}", "peer": [peer], "slots": 2, **common}
             with MdiProcess(a, self.model, **over_two):
                 pass  # measuring the nodes takes memory, once; what a stage takes is asked for here
             reset_peak_rss(pid)
             ring = stack.enter_context(MdiProcess(a, self.model, **over_two))
+            ring.measure(args.prompt, args.new, 2)
+            self._report_memory("the second node", pid, half, idle, slots=2)
             workers = stack.enter_context(
                 MdiProcess(
                     self.home("third"),
@@ -235,7 +237,6 @@ class Bench:
             compete(contenders, args.rounds, args.prompt, args.new)
             self._report("two nodes, one thread each", contenders, contenders[0])
             self._report_prediction(ring, contenders[1])
-            self._report_memory("the second node", pid, half, idle, slots=2)
 
     def house(self) -> None:
         """(c): three daemons; the starter belongs to the first, and the planner decides who holds what."""
@@ -251,6 +252,7 @@ class Bench:
                 "threads": 1,
                 "cores": str(cores[0]),
                 "block": args.blocks[-1],
+                "quant": args.quant,
                 "peer": [f"127.0.0.1:{PORTS + i}" for i in range(1, len(HOUSE))],
                 "min_nodes": len(HOUSE),
                 "objective": "throughput",  # among equal nodes every split is as fast; this one gives each a fair share
@@ -312,6 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocab", type=int, help="a smaller vocabulary, such as 32000")
     parser.add_argument("--directory", type=Path, default=Path(platformdirs.user_cache_dir("mdi-bench")))
     parser.add_argument("--blocks", type=int, nargs="+", default=[128, 256], help="quantisation block sizes")
+    parser.add_argument("--quant", default="int4", help="what MDI makes of the random weights; int4-plain is made fastest")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128)

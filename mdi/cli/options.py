@@ -22,9 +22,7 @@ Quant = Annotated[
 ]
 Block = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", help="Weights that share one scale.  [default: 256 from d_model 2048 on, else 128]", show_default=False
-    ),
+    typer.Option(metavar="N", help="Weights that share a scale.  [default: 256 for models of 1 B and more, else 128]"),
 ]
 Ctx = Annotated[
     int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")
