@@ -35,6 +35,7 @@ from mdi.wire.frame import Row
 from tools.make_checkpoint import exit_with_error
 from tools.shapes import SHAPES, named_shape
 
+QUANTS = (Quant.NONE, Quant.INT8, Quant.INT4)  # auto is one of them
 TIME_BOX_S = 3.0
 PREFILL_BOX_S = 1.0
 
@@ -64,9 +65,6 @@ def usable(device: str) -> Backend:
             "torch sees no GPU here, and this benchmark measures torch", hint="--device torch-cpu measures it on the CPU"
         )
     return backend
-
-
-WEIGHTS = [Quant.NONE, Quant.INT8, Quant.INT4]
 
 
 def measure(config: ModelConfig, quant: Quant, args: argparse.Namespace, device: torch.device) -> Decode:
@@ -148,7 +146,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default=AUTO, help="cuda, cuda:N, mps or torch-cpu; auto takes the GPU that torch sees")
     parser.add_argument("--shape", default="llama-7b", choices=SHAPES)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the shape has")
-    parser.add_argument("--quant", type=Quant, nargs="+", default=WEIGHTS, choices=WEIGHTS)
+    parser.add_argument("--quant", type=Quant, nargs="+", default=list(QUANTS), choices=QUANTS)
     parser.add_argument("--block", type=int, default=DEFAULT_BLOCK, help="weights that share a scale")
     parser.add_argument("--ctx", type=int, default=2048)
     parser.add_argument("--position", type=int, default=128, help="tokens in KV when the measured one comes")

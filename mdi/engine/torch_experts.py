@@ -61,7 +61,7 @@ def mixture(x: Tensor, weights: Mixture, dtype: torch.dtype, expand: Expand | No
         inner = _gated(paired_products(pairs, take(weights.gate_up, of_pairs)))
         outs = paired_products(inner, take(weights.down, of_pairs))
     else:  # one by one: many experts as numbers would not fit any memory
-        outs = torch.cat([_one(pairs[i : i + 1], weights, of_pairs[i], dtype, expand) for i in range(len(pairs))])
+        outs = torch.cat([_pair(pairs[i : i + 1], weights, of_pairs[i : i + 1], dtype, expand) for i in range(len(pairs))])
     return (outs.view(*chosen.shape, -1) * shares.unsqueeze(-1)).sum(1)
 
 
@@ -77,7 +77,13 @@ def _grouped(x: Tensor, weights: Mixture, shares: Tensor, chosen: Tensor, dtype:
     return out
 
 
-def _one(x: Tensor, weights: Mixture, expert: int | Tensor, dtype: torch.dtype, expand: Expand | None) -> Tensor:
+def _pair(x: Tensor, weights: Mixture, expert: Tensor, dtype: torch.dtype, expand: Expand | None) -> Tensor:
+    """`expert` int64 [1], not []: torch would ask the device for a scalar's value, and no graph could record that."""
+    picked = weights._replace(gate_up=take(weights.gate_up, expert), down=take(weights.down, expert))
+    return _one(x, picked, 0, dtype, expand)
+
+
+def _one(x: Tensor, weights: Mixture, expert: int, dtype: torch.dtype, expand: Expand | None) -> Tensor:
     """One expert on x [R, d_model]."""
     inner = _gated(linear(x, (take(weights.gate_up, expert),), dtype, expand))
     return linear(inner, (take(weights.down, expert),), dtype, expand)

@@ -86,6 +86,17 @@ def test_weights_of_experts_that_nobody_chose_do_not_count(pack: Pack, way: str)
     torch.testing.assert_close(found, mixture(x, weights, torch.float32, expand, static=static))
 
 
+@pytest.mark.parametrize("way", ["paired", "fused"])
+def test_static_ways_read_no_value(pack: Pack, way: str) -> None:
+    """Tensors without values stand in for a graph that is being recorded: there too the host cannot ask which experts were chosen."""
+    nowhere = torch.device("meta")
+    weights = load_mixture(pack, Experts(N_EXPERTS, 2, D_FFN, True), D, nowhere, torch.float32)
+    x = torch.empty((3, D), device=nowhere)
+    assert mixture(x, weights, torch.float32, WAYS[way][0], static=True).shape == x.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        mixture(x, weights, torch.float32, dequantise, static=False)
+
+
 def without(weights: Mixture, experts: list[int]) -> Mixture:
     """With weights that are no numbers."""
     parts = []

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from mdi.model.quantise import Quant, WeightFormat
-from tools.bench_gpu import main
+from mdi.model.quantise import WeightFormat
+from tools.bench_gpu import QUANTS, main
 from tools.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
@@ -24,7 +24,7 @@ def test_a_run_counts_every_weight_once_and_says_what_share_of_the_bandwidth_tha
     assert code == 0
     assert (found["device"], found["accelerator"], found["torch"]) == ("torch-cpu", None, str(torch.__version__))
     assert [each["weights"] for each in found["decode"]] == ["float32", "int8", "int4"]
-    for quant, each in zip((Quant.NONE, Quant.INT8, Quant.INT4), found["decode"], strict=True):
+    for quant, each in zip(QUANTS, found["decode"], strict=True):
         fmt = WeightFormat.of(quant, 32)
         assert each["bytes_per_token"] == NORM_BYTES + sum(fmt.linear_bytes(*shape) for shape in LINEAR_SHAPES)
         assert each["kv_bytes_per_token"] == 21 * 4 * 2 * TINY.kv_heads * TINY.head_dim * TINY.blocks
