@@ -8,76 +8,98 @@ The residual stream stays float32 whatever the compute type: it is d_model value
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdi.engine.torch_weights import Expand, Linear, linear, linear_bytes, load_linear, load_vector
+from mdi.engine.torch_experts import Mixture, load_mixture, mixture
+from mdi.engine.torch_weights import Expand, Linear, linear, load_linear, load_vector
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
+from mdi.model.families import Activation
+from mdi.model.layout import block_layout
 from mdi.model.packs import Pack, PackKind
+
+Angles: TypeAlias = tuple[Tensor, Tensor]
 
 
 class BlockShape(NamedTuple):
-    """What the functions below need of a ModelConfig."""
+    """What the functions below need of a ModelConfig. `gelu`: the feed-forward part's activation is tanh-GELU, not SiLU."""
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    d_ffn: int
     norm_eps: float
+    gelu: bool
     dtype: torch.dtype
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype) -> BlockShape:
-        return cls(config.n_heads, config.n_kv_heads, config.head_dim, config.d_ffn, config.norm_eps, dtype)
+        gelu = config.family.activation is Activation.GELU_TANH
+        return cls(config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps, gelu, dtype)
+
+
+class Layer(NamedTuple):
+    """A linear layer with its bias float32 [N]."""
+
+    parts: Linear
+    bias: Tensor | None
+
+
+class Gated(NamedTuple):
+    """`gate_up` has the rows of gate above those of up."""
+
+    gate_up: Layer
+    down: Layer
 
 
 class BlockWeights(NamedTuple):
+    """Norms are float32; those that a family does without are None. Norms of queries and keys are [head_dim]."""
+
     attn_norm: Tensor
-    qkv: Linear
-    o: Linear
+    qkv: Layer
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Layer
+    attn_out_norm: Tensor | None
     ffn_norm: Tensor
-    gate_up: Linear
-    down: Linear
-
-    @property
-    def n_bytes(self) -> int:
-        return (
-            self.attn_norm.nbytes
-            + self.ffn_norm.nbytes
-            + sum(linear_bytes(parts) for parts in (self.qkv, self.o, self.gate_up, self.down))
-        )
+    ffn: Gated | Mixture
+    ffn_out_norm: Tensor | None
 
 
-class BlockKV(NamedTuple):
-    """Keys and values [slots, n_kv_heads, capacity, head_dim], and the same memory as rows [slots n_kv_heads capacity, head_dim]."""
-
-    keys: Tensor
-    values: Tensor
-    key_rows: Tensor
-    value_rows: Tensor
-
-    @classmethod
-    def empty(cls, n_slots: int, shape: BlockShape, capacity: int, device: torch.device) -> BlockKV:
-        size = (n_slots, shape.n_kv_heads, capacity, shape.head_dim)
-        keys, values = (torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(2))
-        return cls(keys, values, keys.view(-1, shape.head_dim), values.view(-1, shape.head_dim))
-
-
-def load_block(pack: Pack, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> BlockWeights:
-    """Raises ModelError when the pack is not a block of this model."""
+def load_block(pack: Pack, config: ModelConfig, number: int, device: torch.device, dtype: torch.dtype) -> BlockWeights:
+    """Block `number` of the model. Raises ModelError when the pack is not it."""
     if pack.kind is not PackKind.BLOCK:
         raise ModelError(f"pack {pack.path.name} is no transformer block")
+    shapes = {placed.part.name: placed.shape for placed in block_layout(config, number)}
+
+    def vector(name: str) -> Tensor:
+        return load_vector(pack, name, device, shapes[name])
+
+    def optional(name: str) -> Tensor | None:
+        return vector(name) if name in shapes else None
+
+    def layer(name: str) -> Layer:
+        rows, columns = shapes[name]
+        return Layer(load_linear(pack, name, columns, device, dtype, rows=rows), optional(f"{name}.bias"))
+
+    def feed_forward() -> Gated | Mixture:
+        if "router" in shapes and config.experts is not None:
+            return load_mixture(pack, config.experts, config.d_model, device, dtype)
+        return Gated(layer("gate_up"), layer("down"))
+
     return BlockWeights(
-        load_vector(pack, "attn_norm", device),
-        load_linear(pack, "qkv", config.d_model, device, dtype),
-        load_linear(pack, "o", config.d_q, device, dtype),
-        load_vector(pack, "ffn_norm", device),
-        load_linear(pack, "gate_up", config.d_model, device, dtype),
-        load_linear(pack, "down", config.d_ffn, device, dtype),
+        vector("attn_norm"),
+        layer("qkv"),
+        optional("q_norm"),
+        optional("k_norm"),
+        layer("o"),
+        optional("attn_out_norm"),
+        vector("ffn_norm"),
+        feed_forward(),
+        optional("ffn_out_norm"),
     )
 
 
@@ -86,16 +108,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [R, heads, head_dim] by angles [R, 1, head_dim / 2]; dimension i turns with i + head_dim / 2, as Hugging Face stores them."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """x [R, heads, head_dim] by angles [R, 1, n]: dimension i turns with i + n, as Hugging Face stores them; those from 2 n on do not."""
+    n = cos.shape[-1]
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def before_attention(
     x: Tensor,
     block: BlockWeights,
     shape: BlockShape,
-    angles: tuple[Tensor, Tensor],
+    angles: Angles | None,
     kv_index: Tensor,
     key_rows: Tensor,
     value_rows: Tensor,
@@ -103,54 +126,46 @@ def before_attention(
 ) -> Tensor:
     """Norm, queries, keys and values of x float32 [R, d_model]; writes keys and values to `kv_index` int64 [R n_kv_heads].
 
-    Returns rotated queries [R, n_heads, head_dim] in the compute type. `angles` are cosines and sines [R, 1, head_dim / 2].
+    Returns rotated queries [R, n_heads, head_dim] in the compute type. `angles` are cosines and sines [R, 1, rotated / 2]; None: this
+    block does not rotate.
     """
     heads, kv_heads, dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
-    qkv = linear(rms_norm(x, block.attn_norm, shape.norm_eps), block.qkv, shape.dtype, expand)
+    qkv = _layer(rms_norm(x, block.attn_norm, shape.norm_eps), block.qkv, shape, expand)
     qkv = qkv.view(len(x), heads + 2 * kv_heads, dim)
-    turned = rotate(qkv[:, : heads + kv_heads], *angles).to(shape.dtype)
+    turned = qkv[:, : heads + kv_heads]
+    if block.q_norm is not None and block.k_norm is not None:
+        queries = rms_norm(turned[:, :heads], block.q_norm, shape.norm_eps)
+        turned = torch.cat((queries, rms_norm(turned[:, heads:], block.k_norm, shape.norm_eps)), dim=1)
+    if angles is not None:
+        turned = rotate(turned, *angles)
+    turned = turned.to(shape.dtype)
     key_rows.index_copy_(0, kv_index, turned[:, heads:].reshape(-1, dim))
     value_rows.index_copy_(0, kv_index, qkv[:, heads + kv_heads :].reshape(-1, dim).to(shape.dtype))
     return turned[:, :heads]
 
 
-def after_attention(x: Tensor, attended: Tensor, block: BlockWeights, shape: BlockShape, expand: Expand | None) -> Tensor:
+def after_attention(
+    x: Tensor, attended: Tensor, block: BlockWeights, shape: BlockShape, expand: Expand | None, static: bool
+) -> Tensor:
     """Output projection and feed-forward part, each added to the residual stream x float32 [R, d_model].
 
-    `attended` is [R, n_heads head_dim].
+    `attended` is [R, n_heads head_dim]. `static`: nothing that is done may depend on values (see `torch_experts.py`).
     """
-    x = x + linear(attended.float(), block.o, shape.dtype, expand)
-    gate_up = linear(rms_norm(x, block.ffn_norm, shape.norm_eps), block.gate_up, shape.dtype, expand)
-    gate, up = gate_up[:, : shape.d_ffn], gate_up[:, shape.d_ffn :]
-    return x + linear(functional.silu(gate) * up, block.down, shape.dtype, expand)
+    x = x + _out_norm(_layer(attended.float(), block.o, shape, expand), block.attn_out_norm, shape)
+    normed = rms_norm(x, block.ffn_norm, shape.norm_eps)
+    if isinstance(block.ffn, Mixture):
+        out = mixture(normed, block.ffn, shape.dtype, expand, static=static)
+    else:
+        gate, up = _layer(normed, block.ffn.gate_up, shape, expand).chunk(2, dim=-1)
+        gate = functional.gelu(gate, approximate="tanh") if shape.gelu else functional.silu(gate)
+        out = _layer(gate * up, block.ffn.down, shape, expand)
+    return x + _out_norm(out, block.ffn_out_norm, shape)
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """queries [B, S, n_heads, head_dim] over keys and values [B, n_kv_heads, L, head_dim]: [B, S, n_heads head_dim].
-
-    `mask` [B, 1, S, L] is added to the scores. The query heads that share a key head stand beside each other as if they were more
-    queries: no key is ever copied, and every SDPA kernel that takes a mask can compute it.
-    """
-    b, s, heads, dim = queries.shape
-    kv_heads = keys.shape[1]
-    group = heads // kv_heads
-    grouped = queries.view(b, s, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(b, kv_heads, group * s, dim)
-    if s > 1:
-        mask = mask.repeat(1, 1, group, 1)
-    attended = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-    return attended.view(b, kv_heads, group, s, dim).permute(0, 3, 1, 2, 4).reshape(b, s, heads * dim)
+def _layer(x: Tensor, layer: Layer, shape: BlockShape, expand: Expand | None) -> Tensor:
+    product = linear(x, layer.parts, shape.dtype, expand)
+    return product if layer.bias is None else product + layer.bias
 
 
-def attention_mask(positions: Tensor, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """positions int64 [B, S] of queries among the first `length` keys: [B, 1, S, length], 0 where a key is seen and -inf where not.
-
-    A query beyond the keys counts as the last one, so that every row sees at least one key: nothing of a padding query is used, but a
-    row without any key would be NaN.
-    """
-    keys = torch.arange(length, device=positions.device)
-    at = positions.clamp(max=length - 1).unsqueeze(-1)  # [B, S, 1]
-    seen = keys <= at
-    if window is not None:
-        seen &= keys > at - window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
+def _out_norm(x: Tensor, weight: Tensor | None, shape: BlockShape) -> Tensor:
+    return x if weight is None else rms_norm(x, weight, shape.norm_eps)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mdi.engine.batch import Layout, Span
 from mdi.engine.protocol import StageShape
+from mdi.engine.torch_attention import softcapped
 from mdi.engine.torch_blocks import rms_norm
 from mdi.engine.torch_decode import DecodeSteps
 from mdi.engine.torch_device import compute_dtype, on_device, out_of_memory, set_threads
 from mdi.engine.torch_kernels import EAGER, Functions, Kernels, difference, kernels_for
 from mdi.engine.torch_stage import TorchStage
-from mdi.engine.torch_weights import CodedPart, linear_bytes, load_linear, load_vector
+from mdi.engine.torch_weights import CodedPart, held_bytes, load_linear, load_vector
 from mdi.errors import InternalError, ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.packs import Pack, PackKind
@@ -120,14 +121,15 @@ class TorchHead:
         if pack.kind is not PackKind.HEAD:
             raise ModelError(f"pack {pack.path.name} is no head")
         self._eps = config.norm_eps
+        self._softcap = config.logit_softcap
         self._device = device
         self._dtype = dtype or compute_dtype(device)
         set_threads(device, threads)
         with torch.no_grad(), on_device(device), out_of_memory(device):
-            self._norm = load_vector(pack, "norm", device)
-            self._linear = load_linear(pack, "head", config.d_model, device, self._dtype)
+            self._norm = load_vector(pack, "norm", device, (config.d_model,))
+            self._linear = load_linear(pack, "head", config.d_model, device, self._dtype, rows=config.vocab_size)
             self._kernels = self._proven(kernels or kernels_for(device), config.d_model)
-        self.weight_bytes = linear_bytes(self._linear) + self._norm.nbytes
+        self.weight_bytes = held_bytes((self._linear, self._norm))
 
     @property
     def compiled(self) -> bool:
@@ -146,7 +148,8 @@ class TorchHead:
         return result
 
     def _product(self, x: Tensor, functions: Functions) -> Tensor:
-        return functions.linear(rms_norm(x, self._norm, self._eps), self._linear, self._dtype, functions.expand)
+        logits = functions.linear(rms_norm(x, self._norm, self._eps), self._linear, self._dtype, functions.expand)
+        return logits if self._softcap is None else softcapped(logits, self._softcap)
 
     def _proven(self, kernels: Kernels, d_model: int) -> Kernels:
         """See `TorchStage`; a plain matrix gains nothing by compiling."""

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mdi.engine.protocol import StageShape
-from mdi.engine.torch_blocks import BlockKV, BlockShape, attention, attention_mask, load_block
-from mdi.engine.torch_kernels import EAGER, FUSED_ROWS, Functions, Kernels, difference
-from mdi.errors import ModelError
+from mdi.engine.torch_attention import BlockKV, attention, attention_mask
+from mdi.engine.torch_blocks import Angles, BlockShape, load_block
+from mdi.engine.torch_kernels import EAGER, FUSED_ROWS, LEAST_COSINE, LEAST_SPARSE_COSINE, Functions, Kernels, difference
+from mdi.engine.torch_weights import held_bytes
 from mdi.model.config import ModelConfig
-from mdi.model.layout import block_layout
 from mdi.model.packs import Pack
+from mdi.model.rope import Rope
 
 KV_STEP = 64  # KV lengths are multiples of it: masks of CUDA's attention kernels must be aligned to 16 values
 LEAST_LENGTH = 256  # KV of a decode step is read in lengths of powers of two from here on: at most twice what is needed
 
-LLAMA_PARTS = {"attn_norm", "qkv", "o", "ffn_norm", "gate_up", "down"}
-
-Attend: TypeAlias = Callable[[Tensor, BlockKV], Tensor]
+Attend: TypeAlias = Callable[[Tensor, BlockKV, Tensor], Tensor]
+Masks: TypeAlias = Mapping[int | None, Tensor]  # by window
 
 _log = logging.getLogger(__name__)
 
@@ -43,23 +44,33 @@ class TorchStage:
         dtype: torch.dtype,
         kernels: Kernels,
     ) -> None:
-        _check_computed(config)
+        blocks = range(start, start + len(packs))
         self.device = device
         self.n_slots = shape.n_slots
         self.d_model = config.d_model
         self.capacity = _round_up(shape.ctx + 1, KV_STEP)
-        self._window = config.window(start)
         self._shape = BlockShape.of(config, dtype)
-        self._blocks = [load_block(pack, config, device, dtype) for pack in packs]
-        self._kv = [BlockKV.empty(shape.n_slots, self._shape, self.capacity, device) for _ in packs]
-        cos, sin = config.rope.tables(config.head_dim, self.capacity)
-        self._cos, self._sin = (torch.from_numpy(table).to(device).unsqueeze(1) for table in (cos, sin))
+        self._softmax = partial(attention, scale=config.attention_scale, softcap=config.attention_softcap)
+        self._windows = [config.window(block) for block in blocks]
+        self._ropes = [config.rope_of(block) for block in blocks]
+        self._tables = {rope: self._table(rope, shape.ctx) for rope in self._ropes if rope is not None}
+        self._blocks = [load_block(pack, config, block, device, dtype) for pack, block in zip(packs, blocks, strict=True)]
+        kv_size = (shape.n_slots, config.n_kv_heads, self.capacity, config.head_dim)
+        self._kv = [BlockKV.empty(kv_size, dtype, device) for _ in packs]
         self._heads = torch.arange(config.n_kv_heads, device=device)
+        self._least_cosine = LEAST_COSINE if config.experts is None else LEAST_SPARSE_COSINE
         self._kernels = self._proven(kernels)
+
+    def _table(self, rope: Rope, ctx: int) -> Angles:
+        """Cosines and sines [capacity, 1, rotated / 2]. `ctx` decides how to rotate; rows beyond it are those of idle slots."""
+        tables = rope.tables(self._shape.head_dim, ctx)
+        padded = (np.pad(table, ((0, self.capacity - ctx), (0, 0)), mode="edge") for table in tables)
+        cos, sin = (torch.from_numpy(table).to(self.device).unsqueeze(1) for table in padded)
+        return cos, sin
 
     @property
     def weight_bytes(self) -> int:
-        return sum(block.n_bytes for block in self._blocks)
+        return held_bytes(tuple(self._blocks))
 
     @property
     def kv_bytes(self) -> int:
@@ -82,40 +93,57 @@ class TorchStage:
 
     def _decode(self, x: Tensor, positions: Tensor, first: int, length: int, functions: Functions) -> Tensor:
         slots = torch.arange(first, first + len(x), device=self.device)
-        mask = attention_mask(positions.unsqueeze(1), length, self._window, self._shape.dtype)
         here = slice(first, first + len(x))
 
-        def attend(queries: Tensor, kv: BlockKV) -> Tensor:
-            attended = attention(queries.unsqueeze(1), kv.keys[here, :, :length], kv.values[here, :, :length], mask)
+        def attend(queries: Tensor, kv: BlockKV, mask: Tensor) -> Tensor:
+            attended = self._softmax(queries.unsqueeze(1), kv.keys[here, :, :length], kv.values[here, :, :length], mask)
             return attended.squeeze(1)
 
-        return self._run(x, slots, positions, attend, functions)
+        masks = self._masks(positions.unsqueeze(1), length)
+        static = functions.expand is None or self.device.type == "cuda"  # compiled, or recorded as a graph
+        return self._run(x, slots, positions, attend, masks, functions, static=static)
 
     def ragged(
         self, x: Tensor, positions: Tensor, first: int, pad: Tensor, unpad: Tensor, query_positions: Tensor, length: int
     ) -> Tensor:
         """Any step: x float32 [T, d_model] at `positions` int64 [T]; `pad` [B, S] and `unpad` [T] are those of `batch.Layout`."""
         b, s = pad.shape
-        mask = attention_mask(query_positions, length, self._window, self._shape.dtype)
         here = slice(first, first + b)
 
-        def attend(queries: Tensor, kv: BlockKV) -> Tensor:
-            attended = attention(queries[pad], kv.keys[here, :, :length], kv.values[here, :, :length], mask)
+        def attend(queries: Tensor, kv: BlockKV, mask: Tensor) -> Tensor:
+            attended = self._softmax(queries[pad], kv.keys[here, :, :length], kv.values[here, :, :length], mask)
             return attended.view(b * s, -1)[unpad]
 
         slots = first + torch.div(unpad, s, rounding_mode="floor")
-        return self._run(x, slots, positions, attend, self._kernels.for_rows(FUSED_ROWS + 1))
+        masks = self._masks(query_positions, length)
+        return self._run(x, slots, positions, attend, masks, self._kernels.for_rows(FUSED_ROWS + 1), static=False)
 
-    def _run(self, x: Tensor, slots: Tensor, positions: Tensor, attend: Attend, functions: Functions) -> Tensor:
-        angles = (self._cos[positions], self._sin[positions])
+    def _masks(self, query_positions: Tensor, length: int) -> Masks:
+        """One for each kind of window that the blocks have."""
+        return {window: attention_mask(query_positions, length, window, self._shape.dtype) for window in set(self._windows)}
+
+    def _run(
+        self,
+        x: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        masks: Masks,
+        functions: Functions,
+        *,
+        static: bool,
+    ) -> Tensor:
+        angles: dict[Rope | None, Angles | None] = {None: None}
+        angles |= {rope: (cos[positions], sin[positions]) for rope, (cos, sin) in self._tables.items()}
         kv_heads = slots.unsqueeze(1) * len(self._heads) + self._heads  # [T, n_kv_heads]
         kv_index = (kv_heads * self.capacity + positions.unsqueeze(1)).flatten()
         with _attention_kernels(self.device):
-            for block, kv in zip(self._blocks, self._kv, strict=True):
+            for block, kv, rope, window in zip(self._blocks, self._kv, self._ropes, self._windows, strict=True):
                 queries = functions.before(
-                    x, block, self._shape, angles, kv_index, kv.key_rows, kv.value_rows, functions.expand
+                    x, block, self._shape, angles[rope], kv_index, kv.key_rows, kv.value_rows, functions.expand
                 )
-                x = functions.after(x, attend(queries, kv), block, self._shape, functions.expand)
+                attended = attend(queries, kv, masks[window])
+                x = functions.after(x, attended, block, self._shape, functions.expand, static)
         return x
 
     def _proven(self, kernels: Kernels) -> Kernels:
@@ -129,7 +157,7 @@ class TorchStage:
         counts = sorted({row_class(n, self.n_slots) for n in range(1, min(FUSED_ROWS, self.n_slots) + 1)})
         for rows, functions in (*((count, few) for count in counts), (1, kernels.many)):
             x = torch.randn((rows, self.d_model), generator=torch.Generator().manual_seed(rows)).to(self.device)
-            problem = difference(partial(self._added, x, functions), partial(self._added, x, EAGER.many))
+            problem = difference(partial(self._added, x, functions), partial(self._added, x, EAGER.many), self._least_cosine)
             if problem is not None:
                 _log.warning("computing without compiled kernels, which is slower: %s", problem)
                 return EAGER
@@ -147,15 +175,6 @@ class TorchStage:
     def chunk_length(self, total: int) -> int:
         """The KV length that any other step reads."""
         return min(self.capacity, _round_up(total, KV_STEP))
-
-
-def _check_computed(config: ModelConfig) -> None:
-    """Raises ModelError for what only the onnxruntime engine computes so far."""
-    some = config.windowed_blocks and len(config.windowed_blocks) < config.n_blocks
-    special = (config.attention_scale, config.attention_softcap, config.experts, config.local_rope)
-    parts = {placed.part.name for placed in block_layout(config, 0)}
-    if some or config.unrotated_blocks or any(value is not None for value in special) or parts != LLAMA_PARTS:
-        raise ModelError(f"{config.architecture} is not computed by torch", hint="use --device cpu on that node")
 
 
 def row_class(n_rows: int, n_slots: int) -> int:

@@ -13,7 +13,7 @@ not every block size, and its own order of codes (a second copy for prefill): th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdi.errors import ModelError
+from mdi.model.linear import LinearPart
 from mdi.model.packs import DTYPES, Pack, PackedPart, PackTensor
 
 
@@ -68,8 +69,14 @@ def _product(x: Tensor, part: Part, dtype: torch.dtype, expand: Expand | None) -
 
 def dequantise(part: CodedPart, dtype: torch.dtype) -> Tensor:
     """The weight [N, K] of a part, its columns in stored order."""
-    digits = torch.stack(_digits(part), dim=-1)  # [N, blocks, bytes, codes per byte]
-    weight = _weights(part, digits.flatten(2))  # [N, blocks, block]
+    codes = torch.stack(_digits(part), dim=-1).flatten(2)  # [N, blocks, block]
+    # In place, and bytes until now: run eagerly, every pass over the weight counts (4 times slower otherwise).
+    weight = codes.float()
+    scales = part.scales.unsqueeze(-1)
+    if part.shift is None:
+        weight.sub_(_zero(part)).mul_(scales)
+    else:
+        weight.mul_(scales).add_(part.shift.unsqueeze(-1))
     return weight.to(dtype).flatten(1)[:, : part.columns]
 
 
@@ -79,7 +86,7 @@ def _sum_of_codes(x: Tensor, part: CodedPart) -> Tensor:
     per_byte = 8 // part.bits
     x = functional.pad(x, (0, blocks * block_bytes * per_byte - part.columns))
     x = x.reshape(len(x), blocks, block_bytes, per_byte)
-    weights = [_weights(part, digit) for digit in _digits(part)]
+    weights = [_weights(part, digit.float()) for digit in _digits(part)]
     rows = []
     for row in range(len(x)):
         products = weights[0] * x[row, :, :, 0]
@@ -90,25 +97,72 @@ def _sum_of_codes(x: Tensor, part: CodedPart) -> Tensor:
 
 
 def _digits(part: CodedPart) -> list[Tensor]:
-    """The codes of each byte, first the ones that come first: float32 [N, blocks, bytes]."""
+    """The codes of each byte, first the ones that come first: uint8 [N, blocks, bytes]."""
     if part.bits == 8:
-        return [part.codes.float()]
-    return [(part.codes & 15).float(), (part.codes >> 4).float()]
+        return [part.codes]
+    return [part.codes & 15, part.codes >> 4]
 
 
 def _weights(part: CodedPart, codes: Tensor) -> Tensor:
     """Codes [N, blocks, *] as numbers."""
     scales = part.scales.unsqueeze(-1)
     if part.shift is None:
-        return (codes - (1 << (part.bits - 1))) * scales
+        return (codes - _zero(part)) * scales
     return codes * scales + part.shift.unsqueeze(-1)
 
 
-def load_linear(pack: Pack, name: str, columns: int, device: torch.device, dtype: torch.dtype) -> Linear:
-    """The linear layer `name` of a pack, on the device. Raises ModelError when it is missing or has not `columns` columns."""
+def _zero(part: CodedPart) -> int:
+    """The code that means 0 in a part without `shift`."""
+    return 1 << (part.bits - 1)
+
+
+def stacked(part: Part, n: int) -> Part:
+    """The rows of a part as `n` weights of equally many rows: its tensors get one more dimension, the first."""
+
+    def split(rows: Tensor) -> Tensor:
+        return rows.view(n, -1, *rows.shape[1:])
+
+    if isinstance(part, PlainPart):
+        return PlainPart(split(part.weight))
+    shift = None if part.shift is None else split(part.shift)
+    return part._replace(codes=split(part.codes), scales=split(part.scales), shift=shift)
+
+
+def take(part: Part, which: int | Tensor) -> Part:
+    """Of a stacked part: one weight, or those that `which` int64 [M] names, stacked again. Copies unless `which` is an int."""
+    if isinstance(part, PlainPart):
+        return PlainPart(part.weight[which])
+    shift = None if part.shift is None else part.shift[which]
+    return part._replace(codes=part.codes[which], scales=part.scales[which], shift=shift)
+
+
+def paired_products(x: Tensor, part: Part) -> Tensor:
+    """x float32 [M, K], each row times its own weight [N, K] of a stacked part: [M, N]. Fused, as sums over what is stored."""
+    if isinstance(part, PlainPart):
+        return (part.weight.float() * x.unsqueeze(1)).sum(-1)
+    if part.order is not None:
+        x = x[:, part.order]
+    blocks, block_bytes = part.codes.shape[-2:]
+    per_byte = 8 // part.bits
+    x = functional.pad(x, (0, blocks * block_bytes * per_byte - part.columns))
+    x = x.reshape(len(x), 1, blocks, block_bytes, per_byte)
+    weights = [_weights(part, digit.float()) for digit in _digits(part)]  # of each [M, N, blocks, bytes]
+    products = weights[0] * x[..., 0]
+    for i in range(1, per_byte):
+        products = products + weights[i] * x[..., i]
+    return products.sum((2, 3))
+
+
+def load_linear(
+    pack: Pack, name: str, columns: int, device: torch.device, dtype: torch.dtype, *, rows: int | None = None
+) -> Linear:
+    """The linear layer `name` of a pack, on the device. Raises ModelError when it is missing or has another shape."""
     places = pack.linears.get(name, ())
     if not places or places[0].part.columns != columns:
         raise ModelError(f"pack {pack.path.name} has no linear layer {name} of {columns} columns")
+    found = sum(place.part.rows for place in places)
+    if rows is not None and found != rows:
+        raise ModelError(f"the linear layer {name} of pack {pack.path.name} has {found} rows, not {rows}")
     return tuple(_load_part(pack, place, device, dtype) for place in places)
 
 
@@ -117,14 +171,7 @@ def _load_part(pack: Pack, place: PackedPart, device: torch.device, dtype: torch
     tensors = {kind: load_tensor(pack, f"{place.prefix}.{kind}") for kind in part.tensors()}
     if part.bits == 32:
         return PlainPart(tensors["weight"].to(device, dtype))
-    shift = tensors.get("correction")
-    if part.zeros:
-        packed = tensors["zeros"]
-        zeros = packed if part.bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, : part.blocks]
-        centred = -zeros.float() * tensors["scales"]
-        shift = centred if shift is None else shift + centred
-    elif shift is not None:
-        shift = shift - (1 << (part.bits - 1)) * tensors["scales"]
+    shift = _shift(part, tensors)
     order = tensors.get("order")
     return CodedPart(
         tensors["codes"].to(device),
@@ -136,9 +183,24 @@ def _load_part(pack: Pack, place: PackedPart, device: torch.device, dtype: torch
     )
 
 
-def load_vector(pack: Pack, name: str, device: torch.device) -> Tensor:
-    """A norm's weight, float32."""
-    return load_tensor(pack, name).to(device, torch.float32)
+def _shift(part: LinearPart, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What `code * scale` lacks, zeros and correction in one: float32 [N, blocks]. None: zeros are the middle of the codes."""
+    if not (part.zeros or part.correction):
+        return None
+    zeros: Tensor | int = 1 << (part.bits - 1)
+    if part.zeros:
+        packed = tensors["zeros"]
+        zeros = packed if part.bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, : part.blocks]
+    shift = -(tensors["scales"] * zeros)
+    return shift + tensors["correction"] if part.correction else shift
+
+
+def load_vector(pack: Pack, name: str, device: torch.device, shape: tuple[int, ...]) -> Tensor:
+    """A norm's weight, a bias, or another small tensor: float32. Raises ModelError when it is missing or has another shape."""
+    found = load_tensor(pack, name)
+    if tuple(found.shape) != shape:
+        raise ModelError(f"tensor {name} of pack {pack.path.name} has the shape {list(found.shape)}, not {list(shape)}")
+    return found.to(device, torch.float32)
 
 
 def load_tensor(pack: Pack, name: str) -> Tensor:
@@ -156,7 +218,8 @@ def _mapped(pack: Pack, place: PackTensor) -> Tensor:
     return tensor.view(torch.bfloat16) if place.dtype == "BF16" else tensor
 
 
-def linear_bytes(parts: Linear) -> int:
-    """Bytes that the layer takes on its device, and that one product reads."""
-    tensors = [tensor for part in parts for tensor in part if isinstance(tensor, Tensor)]
-    return sum(tensor.nbytes for tensor in tensors)
+def held_bytes(weights: object) -> int:
+    """Bytes that tensors in tuples take on their device: of a layer, what one product reads."""
+    if isinstance(weights, Tensor):
+        return weights.nbytes
+    return sum(held_bytes(each) for each in weights) if isinstance(weights, tuple) else 0

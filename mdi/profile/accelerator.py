@@ -16,7 +16,7 @@ CPU_ROWS = 128
 COPY_BYTES = 1 << 30  # 20 times the largest cache of a GPU on sale (50 MiB of an H100)
 CPU_COPY_BYTES = 256 << 20
 FREE_SHARE = 4  # a copy takes at most a quarter of what is free, twice
-COPIES_AT_ONCE = 8  # queued together: a single one would also measure the launch
+QUEUED = 8  # calls in one sample: a single one would also measure the launch, which the CPU does not have
 TIME_BOX_S = 0.4
 
 
@@ -56,10 +56,12 @@ def cache_flusher(device: torch.device, n_bytes: int) -> Callable[[], object]:
 
 
 def _timing(device: torch.device, call: Callable[[], object]) -> Timing:
+    calls = QUEUED if device.type != "cpu" else 1
+
     def several() -> None:
-        for _ in range(COPIES_AT_ONCE):
+        for _ in range(calls):
             call()
         synchronise(device)
 
     timing = repeat(several, TIME_BOX_S)
-    return Timing(timing.seconds / COPIES_AT_ONCE, timing.spread, timing.n_samples)
+    return Timing(timing.seconds / calls, timing.spread, timing.n_samples)

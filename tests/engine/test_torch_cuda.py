@@ -25,17 +25,32 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # torch's compiler warns of its own imports
 ]
 N_BLOCKS, N_SLOTS, CTX = 3, 4, 600
-LEAST_COSINE = 0.99  # bfloat16 against fp32 through three blocks; measured on the CPU: 0.999
+LEAST_COSINE = 0.99  # bfloat16 against fp32 through three blocks; measured on the CPU: 0.995 with gemma3, 0.9999 with others
+LEAST_SPARSE_COSINE = 0.95  # rounding makes some tokens choose other experts; measured on the CPU: 0.983 with mixtral
 
 
-@pytest.fixture(scope="module", params=Quant)
+MODELS = [
+    *(("llama", quant) for quant in (Quant.NONE, Quant.INT8, Quant.INT4)),
+    *((kind, Quant.INT4) for kind in ("gemma3", "phi3", "llama-biases", "smollm3-window")),
+    *((kind, quant) for kind in ("gemma2", "mixtral", "qwen3moe") for quant in (Quant.NONE, Quant.INT4)),
+]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda model: f"{model[0]}-{model[1]}")
 def packs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PackedModel, Path]:
     directory = tmp_path_factory.mktemp("model")
+    kind, quant = request.param
     # Shapes of which every kernel takes its ordinary way; initial weights as small as trained ones.
     path = make_checkpoint(
-        directory / "m", hidden_size=256, intermediate_size=512, num_hidden_layers=N_BLOCKS, max_position_embeddings=1024
+        directory / "m",
+        kind,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=N_BLOCKS,
+        max_position_embeddings=1024,
+        initializer_range=0.02,
     )
-    fmt = WeightFormat.of(request.param, 64)
+    fmt = WeightFormat.of(quant, 64)
     return prepare(Checkpoint.open(path), fmt, directory / "packs"), directory / "packs"
 
 
@@ -45,7 +60,7 @@ class Model:
         blocks = open_packs(packed, directory, 0, N_BLOCKS)
         self.engine = TorchEngine(packed.config, blocks, StageShape(N_SLOTS, CTX, 1), 0, device)
         self.head = TorchHead(packed.config, open_pack(directory / packed.head.filename), 1, device)
-        self.embedding = Embedding(open_pack(directory / packed.embedding.filename))
+        self.embedding = Embedding(open_pack(directory / packed.embedding.filename), packed.config.embedding_scale)
 
     def logits(self, rows: list[Row], ids: list[int]) -> NDArray[np.float32]:
         return self.head.logits(self.engine.forward(rows, self.embedding.rows(ids)))
@@ -73,11 +88,12 @@ def steps() -> list[tuple[list[Row], list[int]]]:
     return found
 
 
-def test_a_gpu_computes_what_the_cpu_does(gpu: Model, cpu: Model) -> None:
+def test_a_gpu_computes_what_the_cpu_does(gpu: Model, cpu: Model, packs) -> None:
+    least = LEAST_COSINE if packs[0].config.experts is None else LEAST_SPARSE_COSINE
     for rows, ids in steps():
         found, expected = gpu.logits(rows, ids), cpu.logits(rows, ids)
         cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-        assert cosine.min() > LEAST_COSINE, rows
+        assert cosine.min() > least, rows
 
 
 def test_a_graph_gives_what_the_step_gave_that_it_recorded(gpu: Model) -> None:
@@ -101,7 +117,7 @@ def test_free_memory_sinks_with_a_stage_and_comes_back(packs) -> None:
     backend.release()
     before = backend.free_bytes()
     shape = StageShape(N_SLOTS, 1024 * 64, 1)
-    engine = backend.make_engine(packed.config, open_packs(packed, directory, 0, N_BLOCKS), shape)
+    engine = backend.make_engine(packed.config, open_packs(packed, directory, 0, N_BLOCKS), shape, 0)
     assert backend.free_bytes() <= before - engine.kv_bytes
     del engine
     backend.release()

@@ -55,6 +55,17 @@ def test_traced_kernels_compute_what_plain_ones_do(packs) -> None:
     np.testing.assert_allclose(logits(traced), logits(plain), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "llama-biases", "mixtral", "phi3-partial", "qwen3moe", "smollm3-window"])
+def test_traced_kernels_compute_every_family(kind: str, tmp_path: Path) -> None:
+    packed = prepare(
+        Checkpoint.open(make_checkpoint(tmp_path / "m", kind)), WeightFormat.of(Quant.INT4, 32), tmp_path / "packs"
+    )
+    traced = TorchStages(packed, tmp_path / "packs", (3,), n_slots=2, kernels=compiled_kernels("aot_eager"))
+    assert traced.engines[0].compiled
+    plain = TorchStages(packed, tmp_path / "packs", (3,), n_slots=2)
+    np.testing.assert_allclose(logits(traced), logits(plain), atol=1e-3, rtol=0)
+
+
 def test_functions_are_compiled_while_the_stage_loads_and_never_after(packs) -> None:
     """Two numbers of rows, each with a part before and a part after attention: four compilations for any number of blocks."""
     torch._dynamo.reset()

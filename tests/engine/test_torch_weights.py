@@ -1,4 +1,4 @@
-"""Products with coded weights equal their definition, in both ways of computing them."""
+"""Products with weights in every form that packs have equal their definition, in all ways of computing them."""
 
 from __future__ import annotations
 
@@ -9,94 +9,133 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mdi.engine.torch_weights import CodedPart, PlainPart, dequantise, linear, linear_bytes, load_linear
+from mdi.engine.torch_weights import (
+    CodedPart,
+    Linear,
+    PlainPart,
+    dequantise,
+    held_bytes,
+    linear,
+    load_linear,
+    load_vector,
+    paired_products,
+    stacked,
+    take,
+)
 from mdi.errors import ModelError
-from mdi.model.packs import Pack, PackKind, linear_tensors, open_pack, write_pack
-from mdi.model.quantise import BLOCK_SIZES, WeightFormat
+from mdi.model import linear as definition
+from mdi.model.linear import BLOCK_SIZES, LinearPart
+from mdi.model.packs import Pack, PackKind, open_pack, write_pack
+from tests.model.parts import random_part
 
 MAPS = Path("/proc/self/maps")
 CPU = torch.device("cpu")
-N = 24
-FORMATS = [(bits, block) for bits in (4, 8) for block in BLOCK_SIZES]
+N, K = 24, 256
+EXTRAS = {
+    "": {},
+    "zeros": {"zeros": True},
+    "correction": {"correction": True},
+    "zeros and correction": {"zeros": True, "correction": True},
+    "order": {"order": True},
+    "everything": {"zeros": True, "correction": True, "order": True},
+}
+PADDED = 200  # columns that no block of `BLOCK_SIZES` divides: the last one is padded, and cannot be corrected
+CLOSE = 1e-5  # of the sum of the products' magnitudes, in fp32; measured: 4e-7
 
 
-def random_part(rng: np.random.Generator, bits: int, block: int, k: int, *, shift: bool, order: bool) -> CodedPart:
-    blocks = -(-k // block)
-    return CodedPart(
-        torch.from_numpy(rng.integers(0, 256, (N, blocks, block * bits // 8), np.uint8)),
-        torch.from_numpy(rng.normal(0, 0.1, (N, blocks)).astype(np.float32)),
-        torch.from_numpy(rng.normal(0, 1, (N, blocks)).astype(np.float32)) if shift else None,
-        torch.from_numpy(rng.permutation(k)) if order else None,
-        bits,
-        k,
-    )
+def pack_of(directory: Path, parts: definition.Linear) -> Pack:
+    return open_pack(directory / write_pack(directory, PackKind.HEAD, {"head": parts}).filename)
 
 
-def by_definition(part: CodedPart) -> NDArray[np.float64]:
-    """[N, K], value by value."""
-    block = part.codes.shape[2] * 8 // part.bits
-    weight = np.empty((N, part.columns))
-    all_codes, scales = part.codes.numpy().astype(int), part.scales.numpy().astype(np.float64)
-    shifts = -float(1 << (part.bits - 1)) * scales if part.shift is None else part.shift.numpy()
-    for j in range(part.columns):
-        b, i = divmod(j, block)
-        codes = all_codes[:, b, i if part.bits == 8 else i // 2]
-        if part.bits == 4:
-            codes = codes >> 4 if i % 2 else codes & 15
-        weight[:, j if part.order is None else int(part.order[j])] = codes * scales[:, b] + shifts[:, b]
-    return weight
+def loaded(directory: Path, parts: definition.Linear, dtype: torch.dtype = torch.float32) -> Linear:
+    return load_linear(pack_of(directory, parts), "head", definition.described(parts[0]).columns, CPU, dtype)
 
 
-@pytest.mark.parametrize(("bits", "block"), FORMATS)
-@pytest.mark.parametrize("k", [256, 200])
-@pytest.mark.parametrize(("shift", "order"), [(False, False), (True, False), (False, True), (True, True)])
-def test_both_products_equal_the_definition(bits: int, block: int, k: int, shift: bool, order: bool) -> None:
-    rng = np.random.default_rng(bits * block + k)
-    part = random_part(rng, bits, block, k, shift=shift, order=order)
-    x = rng.standard_normal((3, k), dtype=np.float32)
-    expected = x.astype(np.float64) @ by_definition(part).T
-    scale = np.abs(x).astype(np.float64) @ np.abs(by_definition(part)).T
+def assert_product(found: torch.Tensor, x: NDArray[np.float32], weight: NDArray[np.float32]) -> None:
+    """`found` is x [R, K] times `weight` [N, K] transposed."""
+    wanted, scale = (a.astype(np.float64) @ b.astype(np.float64).T for a, b in ((x, weight), (np.abs(x), np.abs(weight))))
+    assert (np.abs(found.numpy() - wanted) / scale).max() < CLOSE
+
+
+def rows_of(k: int, n: int = 3) -> NDArray[np.float32]:
+    return np.random.default_rng(9).standard_normal((n, k), dtype=np.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", BLOCK_SIZES)
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_every_form_is_computed_as_it_is_defined(bits: int, block: int, extras: str, tmp_path: Path) -> None:
+    for k in (K,) if "correction" in EXTRAS[extras] else (K, PADDED):
+        part = random_part(LinearPart(N, k, bits, block, **EXTRAS[extras]), seed=bits * block)
+        layer, x = loaded(tmp_path, (part,)), rows_of(k)
+        for expand in (dequantise, None):
+            assert_product(linear(torch.from_numpy(x), layer, torch.float32, expand), x, definition.dequantise(part))
+
+
+def test_parts_of_all_forms_are_rows_from_top_to_bottom(tmp_path: Path) -> None:
+    forms = [LinearPart(5, K, 32), *(LinearPart(N, K, bits, 32, **extras) for bits in (4, 8) for extras in EXTRAS.values())]
+    parts = tuple(random_part(form, seed) for seed, form in enumerate(forms))
+    layer, x = loaded(tmp_path, parts), rows_of(K)
+    assert len(layer) == len(forms)
     for expand in (dequantise, None):
-        found = linear(torch.from_numpy(x), (part,), torch.float32, expand).numpy()
-        assert np.abs((found - expected) / scale).max() < 1e-5
+        found = linear(torch.from_numpy(x), layer, torch.float32, expand)
+        assert_product(found, x, np.concatenate([definition.dequantise(part) for part in parts]))
 
 
-def test_parts_are_rows_from_top_to_bottom() -> None:
-    rng = np.random.default_rng(0)
-    coded = random_part(rng, 4, 32, 64, shift=False, order=False)
-    plain = PlainPart(torch.from_numpy(rng.standard_normal((5, 64), dtype=np.float32)))
-    x = torch.from_numpy(rng.standard_normal((2, 64), dtype=np.float32))
-    both = linear(x, (coded, plain), torch.float32, dequantise)
-    torch.testing.assert_close(both[:, :N], linear(x, (coded,), torch.float32, dequantise))
-    torch.testing.assert_close(both[:, N:], x @ plain.weight.T)
-
-
-def written(tmp_path: Path, fmt: WeightFormat, weight: NDArray[np.float32]) -> Pack:
-    ref = write_pack(tmp_path, PackKind.HEAD, fmt, linear_tensors("head", weight, fmt))
-    return open_pack(tmp_path / ref.filename)
+@pytest.mark.parametrize(
+    "form", [LinearPart(4 * N, K, 32), LinearPart(4 * N, K, 8, 64), LinearPart(4 * N, K, 4, 32, True, True, True)]
+)
+@pytest.mark.parametrize("k", [K, PADDED])
+def test_a_stack_of_weights_gives_one_or_one_to_each_row(form: LinearPart, k: int, tmp_path: Path) -> None:
+    form = LinearPart(form.rows, k, form.bits, form.block, form.zeros, form.correction and k == K, form.order)
+    part = random_part(form)
+    weights = definition.dequantise(part).reshape(4, N, k)
+    stack, x = stacked(loaded(tmp_path, (part,))[0], 4), rows_of(k)
+    tokens = torch.from_numpy(x)
+    for i in range(4):
+        for which in (i, torch.tensor(i)):
+            assert_product(linear(tokens, (take(stack, which),), torch.float32, dequantise), x, weights[i])
+    chosen = [2, 0, 2]
+    found = paired_products(tokens, take(stack, torch.tensor(chosen)))
+    for row, i in enumerate(chosen):
+        assert_product(found[row : row + 1], x[row : row + 1], weights[i])
 
 
 def test_codes_stay_codes_and_are_mapped_not_copied(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
-    fmt = WeightFormat(4, 128)
-    pack = written(tmp_path, fmt, weight)
-    layer = load_linear(pack, "head", 256, CPU, torch.float32)
-    assert linear_bytes(layer) == fmt.linear_bytes(64, 256)
+    form = LinearPart(64, K, 4, 128)
+    pack = pack_of(tmp_path, (random_part(form),))
+    layer = load_linear(pack, "head", K, CPU, torch.float32)
+    assert held_bytes(layer) == form.n_bytes
     if MAPS.exists():
         assert str(pack.path) in MAPS.read_text()
 
 
+def test_zeros_and_corrections_together_take_one_number_for_each_block(tmp_path: Path) -> None:
+    (part,) = loaded(tmp_path, (random_part(LinearPart(64, K, 4, 128, zeros=True, correction=True)),))
+    assert isinstance(part, CodedPart)
+    assert held_bytes((part,)) == LinearPart(64, K, 4, 128, correction=True).n_bytes
+
+
 def test_fp32_weights_take_the_compute_type(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
-    (part,) = load_linear(written(tmp_path, WeightFormat(32), weight), "head", 256, CPU, torch.bfloat16)
+    weight = rows_of(K, 64)
+    (part,) = loaded(tmp_path, (weight,), torch.bfloat16)
     assert isinstance(part, PlainPart)
     torch.testing.assert_close(part.weight, torch.from_numpy(weight).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("fmt", [WeightFormat(32), WeightFormat(8, 32)])
-def test_a_layer_of_other_columns_or_without_its_tensors_is_refused(tmp_path: Path, fmt: WeightFormat) -> None:
-    pack = written(tmp_path, fmt, np.ones((4, 64), np.float32))
-    with pytest.raises(ModelError, match="columns in head"):
-        load_linear(pack, "head", 128, CPU, torch.float32)
-    with pytest.raises(ModelError, match="no tensor qkv"):
-        load_linear(pack, "qkv", 64, CPU, torch.float32)
+@pytest.mark.parametrize("form", [LinearPart(4, 64, 32), LinearPart(4, 64, 8, 32)])
+def test_a_layer_of_another_shape_or_that_is_missing_is_refused(form: LinearPart, tmp_path: Path) -> None:
+    pack = pack_of(tmp_path, (random_part(form),))
+    for name, columns in (("head", 128), ("qkv", 64)):
+        with pytest.raises(ModelError, match=f"no linear layer {name} of {columns} columns"):
+            load_linear(pack, name, columns, CPU, torch.float32)
+    with pytest.raises(ModelError, match="has 4 rows, not 5"):
+        load_linear(pack, "head", 64, CPU, torch.float32, rows=5)
+
+
+def test_a_vector_of_another_shape_or_that_is_missing_is_refused(tmp_path: Path) -> None:
+    pack = open_pack(tmp_path / write_pack(tmp_path, PackKind.HEAD, {"norm": np.ones(8, np.float32)}).filename)
+    with pytest.raises(ModelError, match="no tensor bias"):
+        load_vector(pack, "bias", CPU, (8,))
+    with pytest.raises(ModelError, match=r"shape \[8\], not \[9\]"):
+        load_vector(pack, "norm", CPU, (9,))

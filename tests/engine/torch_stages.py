@@ -32,7 +32,7 @@ class TorchStages:
             TorchEngine(packed.config, open_packs(packed, directory, start, stop), shape, int(start), CPU, **options)
             for start, stop in itertools.pairwise(bounds)
         ]
-        self._embedding = Embedding(open_pack(directory / packed.embedding.filename))
+        self._embedding = Embedding(open_pack(directory / packed.embedding.filename), packed.config.embedding_scale)
         self.head = TorchHead(packed.config, open_pack(directory / packed.head.filename), 1, CPU, **options)
 
     def logits(self, rows: list[Row], token_ids: list[int]) -> NDArray[np.float32]:

@@ -74,6 +74,7 @@ def test_others_hold_what_the_starter_cannot() -> None:
     # 4 GiB and what is not ours: 3 blocks beside the head, 4 without.
     assert fit(4 * GIB + OTHERS, 11, GIB, GIB) == Fit(4 * GIB + OTHERS, False, 4, 3)
     assert fit(4 * GIB + OTHERS, 12, GIB, GIB).devices == 4
+    assert fit(4 * GIB + OTHERS - 1, 11, GIB, GIB) == Fit(4 * GIB + OTHERS - 1, False, 3, 4)  # to the byte
     assert fit(4 * GIB + OTHERS, 3, GIB, GIB).whole
 
 
