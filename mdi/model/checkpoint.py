@@ -17,7 +17,8 @@ from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.fields import Fields
 from mdi.model.gptq_awq import Coding
-from mdi.model.linear import Linear
+from mdi.model.linear import Linear, LinearPart, dequantise
+from mdi.model.quantise import WeightFormat
 from mdi.model.shards import AGAIN, FLOATS, Shard
 from mdi.model.shards import StoredTensor as TensorPlace
 from mdi.model.weights import StoredTable, StoredTensor
@@ -38,10 +39,20 @@ class Checkpoint:
     (such as `rotary_emb.inv_freq`) are ignored. Files must not change while it is open.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig, shards: Mapping[str, Shard], coding: Coding | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        shards: Mapping[str, Shard],
+        coding: Coding | None = None,
+        *,
+        exact: bool = True,
+    ) -> None:
+        """`exact`: whether GPTQ and AWQ matrices are given as their codes, or as the floats that they mean."""
         self.directory = directory
         self.config = config
-        self.quantised = coding is not None
+        self.quantised = coding is not None and exact
+        self._exact = exact
         self._coding = coding
         self._shards = MappingProxyType(dict(shards))
         self._where = {name: shard for shard in shards.values() for name in shard.tensors}
@@ -82,30 +93,35 @@ class Checkpoint:
     def table(self, name: str) -> StoredTable:
         return self.raw(name)
 
-    def forms(self, name: str) -> None:
-        """None: the parts of GPTQ and AWQ are known when they are read."""
+    def as_floats(self) -> Checkpoint:
+        return Checkpoint(self.directory, self.config, self._shards, self._coding, exact=False)
+
+    def main_format(self) -> WeightFormat | None:
+        parts = [part for name in self.block_tensors(0).values() for part in self.forms(name) or ()]
+        largest = max(parts, key=lambda part: part.n_bytes, default=None)
+        return None if largest is None else WeightFormat(largest.bits, largest.block)
+
+    def forms(self, name: str) -> tuple[LinearPart, ...] | None:
+        coded = self._coded(name)
+        if self._coding is None or not coded or not self._exact:
+            return None
+        found = {kind: self._where[each].tensors[each] for kind, each in coded.items()}
+        return (self._coding.part(name.removesuffix(WEIGHT), self._shapes[name], found),)
 
     def linear(self, name: str) -> Linear:
-        """See `WeightSource`. GPTQ and AWQ matrices come as their codes."""
+        """See `WeightSource`."""
         coded = self._coded(name)
         if self._coding is None or not coded:
             return (self.tensor(name),)
         module = name.removesuffix(WEIGHT)
         arrays = {kind: self._where[each].read(each) for kind, each in coded.items() if kind != "scales"}
         arrays["scales"] = self.tensor(coded["scales"])
-        return (self._coding.decode(module, self._shapes[name], arrays),)
+        part = self._coding.decode(module, self._shapes[name], arrays)
+        return (part if self._exact else dequantise(part),)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""
-        shard = self._where[name]
-        values = shard.read(name)
-        match shard.tensors[name].dtype:
-            case "BF16":
-                bits = values.astype(np.uint32)
-                bits <<= 16
-                return bits.view(np.float32)
-            case _:
-                return values.astype(np.float32, copy=False)
+        return self._where[name].floats(name)
 
     def norm(self, name: str) -> NDArray[np.float32]:
         """A norm's weight as it multiplies: some families' files leave out an offset."""
@@ -119,7 +135,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(self.config.to_json().encode())
         if self._coding is not None:
-            digest.update(repr(self._coding).encode())
+            digest.update(f"{self._coding} {self._exact}".encode())
         for name, shard in sorted(self._shards.items()):
             digest.update(f"\n{name} {shard.data.size}\n".encode())
             digest.update(shard.data[: shard.header_bytes].tobytes())

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mdi.errors import ModelError
 from mdi.model.fields import Fields
-from mdi.model.linear import BLOCK_SIZES, Quantised, pack_nibbles, unpack_nibbles
+from mdi.model.linear import BLOCK_SIZES, LinearPart, Quantised, pack_nibbles, unpack_nibbles
 from mdi.model.shards import FLOATS, StoredTensor
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight columns stands in the word's first, second, ... nibble
@@ -106,6 +106,13 @@ class Coding:
                 )
         self._group(module, k, n_groups)
 
+    def part(self, module: str, shape: tuple[int, ...], found: Mapping[str, StoredTensor]) -> LinearPart:
+        """The form of a matrix as far as shapes tell: zeros that turn out to be the default, and an order, are not known yet."""
+        n, k = shape
+        n_groups = found["scales"].shape[0]
+        block = _block(self._group(module, k, n_groups), n_groups)
+        return LinearPart(n, k, self._bits(k, found["qweight"].shape), block, zeros=True)
+
     def decode(self, module: str, shape: tuple[int, ...], arrays: Mapping[str, NDArray[Any]]) -> Quantised:
         """The matrix, from arrays that `check` has passed; `scales` in fp32. Raises ModelError for an order that is no grouping."""
         k = shape[1]
@@ -163,6 +170,11 @@ def _order(module: str, groups: NDArray[np.int32], group: int) -> NDArray[np.int
     return order
 
 
+def _block(group: int, n_groups: int) -> int:
+    """Columns of a block that computes such groups exactly."""
+    return ROW_BLOCK if n_groups == 1 else max(size for size in BLOCK_SIZES if group % size == 0)
+
+
 def _in_blocks(
     codes: NDArray[np.uint8],
     scales: NDArray[np.float32],
@@ -174,7 +186,7 @@ def _in_blocks(
 ) -> Quantised:
     """Groups as blocks that MatMulNBits takes: a larger group becomes several blocks of one scale; the last block is padded."""
     n, n_groups = scales.shape
-    block = ROW_BLOCK if n_groups == 1 else max(size for size in BLOCK_SIZES if group % size == 0)
+    block = _block(group, n_groups)
     blocks = -(-k // block)
     repeats = blocks if n_groups == 1 else group // block
     padding = blocks * block * bits // 8 - codes.shape[1]

@@ -188,14 +188,17 @@ def _write_embedding(source: WeightSource, directory: Path) -> PackRef:
     return write_pack(directory, PackKind.EMBEDDING, {"embedding": values}, bf16=bf16)
 
 
-def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: NDArray[np.float32] | None = None) -> Linear:
-    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded as `fmt` says.
+def float_format(source: WeightSource, fmt: WeightFormat) -> WeightFormat:
+    """What floats become. Those that a quantised file left as floats are sensitive: they get 8 bits where `fmt` says 4."""
+    return WeightFormat(8, fmt.block) if source.quantised and fmt.bits == 4 else fmt
 
-    `squares` [K] are the mean squares of what it reads, if they are known. What a quantised file left as floats is sensitive: it gets
-    8 bits where `fmt` says 4.
+
+def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: NDArray[np.float32] | None = None) -> Linear:
+    """One matrix: parts that come as codes stay as they are, those that come as floats are rounded.
+
+    `squares` [K] are the mean squares of what it reads, if they are known.
     """
-    if source.quantised and fmt.bits == 4:
-        fmt = WeightFormat(8, fmt.block)
+    fmt = float_format(source, fmt)
 
     def as_asked(part: LinearRows) -> LinearRows:
         return part if isinstance(part, Quantised) else _rounded(part, fmt, squares)
@@ -266,7 +269,7 @@ def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
 
     def matrix(name: str, rows: int, columns: int) -> int:
         forms = source.forms(name)
-        return fmt.linear_bytes(rows, columns) if forms is None else sum(part.n_bytes for part in forms)
+        return float_format(source, fmt).linear_bytes(rows, columns) if forms is None else sum(part.n_bytes for part in forms)
 
     def one(block: int, placed: PlacedPart) -> int:
         names, shapes = source.block_tensors(block), config.block_shapes(block)

@@ -18,6 +18,7 @@ from mdi.model.fields import Fields
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 LFS_MARK = b"version https://git-lfs"  # what git leaves in place of a large file it did not fetch
 AGAIN = "download the model again"
+PIECE_VALUES = 1 << 20  # converted at a time: 2 MiB of fp16 stay in the cache until they are fp32
 
 # Stored bits by safetensors name. numpy has no bfloat16: its bits are the upper half of a float32.
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
@@ -76,12 +77,29 @@ class Shard:
     def read(self, name: str) -> NDArray[Any]:
         """The stored values [shape], read into memory of their own: pages of a view would stay and count as this process's."""
         tensor = self.tensors[name]
-        values = np.fromfile(self.path, DTYPES[tensor.dtype], math.prod(tensor.shape), offset=tensor.start)
-        if values.size != math.prod(tensor.shape):
+        return self._values(tensor, 0, math.prod(tensor.shape)).reshape(tensor.shape)
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """The values [shape] in fp32, exactly, with hardly any memory beside them: a head of 128,000 tokens has 2 GB."""
+        tensor = self.tensors[name]
+        values = np.empty(math.prod(tensor.shape), np.float32)
+        for start in range(0, values.size, PIECE_VALUES):
+            piece = values[start : start + PIECE_VALUES]
+            stored = self._values(tensor, start, piece.size)
+            if tensor.dtype == "BF16":
+                np.left_shift(stored, np.uint32(16), out=piece.view(np.uint32))
+            else:
+                piece[:] = stored
+        return values.reshape(tensor.shape)
+
+    def _values(self, tensor: StoredTensor, start: int, count: int) -> NDArray[Any]:
+        dtype = DTYPES[tensor.dtype]
+        values = np.fromfile(self.path, dtype, count, offset=tensor.start + start * dtype.itemsize)
+        if values.size != count:
             raise ModelError(
                 f"{self.path} became shorter while it was in use", hint="start again when the download is complete"
             )
-        return values.reshape(tensor.shape)
+        return values
 
 
 def _stored(header: Fields, name: str, data_start: int) -> StoredTensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mdi.model.gguf.config import read_config as gguf_config
 from mdi.model.gguf.files import SUFFIX, Gguf, find, model_name, part_paths
 from mdi.model.gguf.tokenizer import read_chat, read_tokenizer
 from mdi.model.gguf.weights import GgufWeights
+from mdi.model.gptq_awq import Coding
 from mdi.model.layout import default_block
 from mdi.model.packed import packed_bytes, source_bytes
 from mdi.model.quantise import Quant, WeightFormat
@@ -73,14 +74,14 @@ def stored_weights(source: ModelSource) -> WeightSource:
 def kept_as(stored: WeightSource, quant: Quant, block: int | None = None) -> tuple[WeightSource, WeightFormat]:
     """The weights as `--quant` wants them, and the format in which their matrices will lie, or most of them.
 
-    `block` None: `default_block`. Of a quantised GGUF file these are its own codes, unless others are asked for.
+    `block` None: `default_block`. Of quantised files (GGUF, GPTQ, AWQ) these are their own codes, unless others are asked for.
     """
     fmt = WeightFormat.of(quant, block or default_block(stored.config))
-    if not isinstance(stored, GgufWeights):
+    if not stored.quantised:
         return stored, fmt
     if quant is Quant.AUTO:
         return stored, stored.main_format() or fmt
-    return replace(stored, exact=False), fmt
+    return stored.as_floats(), fmt
 
 
 class Model:
@@ -90,6 +91,7 @@ class Model:
         """Raises ModelError when the config or the tokenizer cannot be used."""
         self.source = source
         self._gguf = None if source.gguf is None else Gguf.open(source.gguf)
+        self._coded = source.gguf is not None or Coding.find(source.directory) is not None
         self.config: ModelConfig
         if self._gguf is None:
             self.config = read_config(source.directory)
@@ -110,18 +112,18 @@ class Model:
         return kept_as(self.checkpoint, quant)[0]
 
     def weight_format(self, quant: Quant, block: int | None = None) -> WeightFormat:
-        """How the packs' matrices will lie; of a GGUF file taken as it is, how most of them do. Does not open a checkpoint of floats."""
-        if self._gguf is None:
+        """How the packs' matrices will lie; of codes taken as they are, how most of them do. Does not open a checkpoint of floats."""
+        if not self._coded:
             return WeightFormat.of(quant, block or default_block(self.config))
         return kept_as(self.checkpoint, quant, block)[1]
 
     def packed_bytes(self, quant: Quant, fmt: WeightFormat) -> tuple[int, int]:
         """Bytes of the largest block and of the head in packs. Does not open a checkpoint of floats."""
-        return packed_bytes(self.config, fmt) if self._gguf is None else source_bytes(self.weights(quant), fmt)
+        return packed_bytes(self.config, fmt) if not self._coded else source_bytes(self.weights(quant), fmt)
 
     def notices(self, quant: Quant) -> tuple[str, ...]:
         """What the user should know about these weights."""
-        if self._gguf is None or not self.checkpoint.quantised or quant in (Quant.AUTO, Quant.NONE):
+        if not self._coded or not self.checkpoint.quantised or quant in (Quant.AUTO, Quant.NONE):
             return ()
         return (f"{self.source.name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.linear import Linear, LinearPart, Quantised
+from mdi.model.quantise import WeightFormat
 
 StoredTable = tuple[NDArray[Any], str]
 """Values in the file's own type, and that type: "F32", "F16", or "BF16" as uint16 bits."""
@@ -51,6 +52,12 @@ class WeightSource(Protocol):
     def quantised(self) -> bool:
         """Whether some linear layers come as codes. Those that do not were left as floats because they are sensitive."""
 
+    def as_floats(self) -> WeightSource:
+        """The same weights with nothing as codes, to be rounded anew."""
+
+    def main_format(self) -> WeightFormat | None:
+        """The form in which most of the blocks' values come; None when they are all floats."""
+
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for these weights and for how this reader understands them."""
 
@@ -70,7 +77,7 @@ class WeightSource(Protocol):
         """A norm's weight as it multiplies, in fp32."""
 
     def forms(self, name: str) -> tuple[LinearPart, ...] | None:
-        """The forms that `linear` will give a matrix in, without reading it; None for floats, or where only reading tells."""
+        """The forms that `linear` will give a matrix in, without reading it and so as far as it can be told; None for floats."""
 
     def linear(self, name: str) -> Linear:
         """A matrix [out, in], rows in the order that the engine computes with (rotary halves, not interleaved pairs).

@@ -16,9 +16,10 @@ from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.linear import dequantise, described
-from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
+from mdi.model.packed import Embedding, PackedModel, open_packs, prepare, source_bytes
 from mdi.model.packs import open_pack
 from mdi.model.quantise import Quant, WeightFormat
+from mdi.model.source import kept_as
 from mdi.wire.frame import Row
 from tests.checkpoints import make_checkpoint
 from tests.coded_checkpoints import Coded, Scheme, code_checkpoint
@@ -113,3 +114,24 @@ def test_only_what_was_left_as_floats_is_rounded_and_to_8_bits(made: Made) -> No
     assert head.part.bits == (made.scheme.bits if made.scheme.quantised_head else 8)
     (block,) = open_packs(model, directory, 0, 1)
     assert block.linears["o"][0].part.bits == made.scheme.bits
+
+
+def test_the_plan_counts_what_the_packs_take(made: Made) -> None:
+    model = prepare(Checkpoint.open(made.coded), WeightFormat(4, 32), made.coded.parent / "packs-int4")
+    block_bytes, head_bytes = source_bytes(Checkpoint.open(made.coded), WeightFormat(4, 32))
+    # Headers of packs weigh in this small model; zeros that are the default, and an order, show only when they are read.
+    assert model.block_bytes == pytest.approx(block_bytes, rel=0.1)
+    assert model.head.n_bytes == pytest.approx(head_bytes, rel=0.1)
+
+
+def test_other_bits_round_what_the_codes_mean(made: Made) -> None:
+    source, fmt = kept_as(Checkpoint.open(made.coded), Quant.INT8, 32)
+    assert fmt == WeightFormat(8, 32)
+    assert not source.quantised
+    for name, coded in made.matrices.items():
+        (values,) = source.linear(name)
+        np.testing.assert_array_equal(values, coded.values())
+    kept, main = kept_as(Checkpoint.open(made.coded), Quant.AUTO)
+    assert kept.quantised
+    assert kept.fingerprint() != source.fingerprint()
+    assert main == WeightFormat(made.scheme.bits, 128 if made.scheme.group == -1 else made.scheme.group)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mdi.errors import ModelError
+from mdi.model import shards
 from mdi.model.checkpoint import INDEX, SINGLE, Checkpoint
 from tests.checkpoints import KINDS, edit_json, hf_config, make_checkpoint
 
@@ -80,6 +81,16 @@ def test_every_tensor_equals_the_one_that_transformers_loads(tmp_path: Path, kin
     assert names == theirs.keys() - ({"lm_head.weight"} if checkpoint.head_is_embedding else set())
     for name in names:
         np.testing.assert_array_equal(checkpoint.tensor(name), theirs[name].numpy(), strict=True)
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_large_tensors_are_read_piece_by_piece(tiny: Path, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {name: tensor.to(DTYPES[stored]) for name, tensor in load_file(tiny / SINGLE).items()}
+    save_file(tensors, tiny / SINGLE, {"format": "pt"})
+    monkeypatch.setattr(shards, "PIECE_VALUES", 999)  # divides no tensor
+    checkpoint = Checkpoint.open(tiny)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(checkpoint.tensor(name), tensor.float().numpy())
 
 
 @pytest.mark.parametrize("stored", DTYPES)

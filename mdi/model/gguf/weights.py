@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,9 @@ class GgufWeights:
     @property
     def quantised(self) -> bool:
         return self.exact and self.main_format() is not None
+
+    def as_floats(self) -> GgufWeights:
+        return replace(self, exact=False)
 
     def main_format(self) -> WeightFormat | None:
         """The exact form in which most of the blocks' values come; None when they are all floats."""
