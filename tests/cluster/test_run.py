@@ -147,9 +147,10 @@ async def test_conversations_side_by_side_do_not_mix(house: House, model: Path) 
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in one_by_one]
 
 
-async def test_cancelling_an_answer_keeps_the_session(house: House, model: Path) -> None:
-    one = house.start("one")
-    async with open_starter(options(model, one, split=(2, 3)), house.home("starter"), lambda _: None) as starter:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_cancelling_an_answer_keeps_the_session(house: House, model: Path, alone: bool) -> None:
+    chosen = options(model) if alone else options(model, house.start("one"), split=(2, 3))
+    async with open_starter(chosen, house.home("starter"), lambda _: None) as starter:
         events = []
         async for event in starter.generate(Request(PROMPT, max_tokens=90, ignore_eos=True)):
             events.append(event)
