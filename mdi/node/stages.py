@@ -43,6 +43,7 @@ class Stages:
         self._now_s = now_s
         self._held: dict[str, Held] = {}
         self._loading_bytes: dict[str, int] = {}
+        self._dropped = False
 
     @property
     def used_bytes(self) -> int:
@@ -127,7 +128,13 @@ class Stages:
         for session in tuple(self._held):
             self._drop(session)
 
+    def take_dropped(self) -> bool:
+        """Whether a stage was freed since the last call."""
+        dropped, self._dropped = self._dropped, False
+        return dropped
+
     def _drop(self, session: str) -> None:
+        self._dropped = True
         results = self._held.pop(session).results
         if results.full():
             results.get_nowait()
