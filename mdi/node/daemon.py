@@ -33,7 +33,7 @@ from mdi.node.packs import PackStore
 from mdi.node.ring import RingServicer
 from mdi.node.stages import Stages
 from mdi.profile.device import DeviceInfo
-from mdi.profile.memory import give_back_freed_memory, offered_bytes
+from mdi.profile.memory import give_back_freed_memory, keep_large_blocks_apart, offered_bytes
 from mdi.wire import PROTOCOL
 from mdi.wire.channel import new_server, server_credentials, target
 from mdi.wire.mdi_pb2_grpc import add_NodeServicer_to_server
@@ -100,6 +100,7 @@ async def run_node(options: NodeOptions, home: Home, on_ready: Callable[[NodeRea
 @asynccontextmanager
 async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
     """A running node; leaving the context drains and closes it."""
+    keep_large_blocks_apart()
     async with AsyncExitStack() as stack:
         stack.enter_context(home.lock())
         backend = choose_backend(options.device)
@@ -191,7 +192,7 @@ async def _announced(options: NodeOptions, fingerprint: str, advertisement: Adve
 async def _sweep(stages: Stages) -> None:
     while True:
         await asyncio.sleep(SWEEP_INTERVAL_S)
-        if stages.take_dropped():  # by now nothing holds them any more: 100 MiB after a stage of 240 MiB
+        if stages.take_dropped():  # by now nothing holds them any more
             await asyncio.to_thread(give_back_freed_memory)
         for session in stages.expire():
             _log.info("freed session %s: its starter did not come back", session)
