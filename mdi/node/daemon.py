@@ -22,7 +22,7 @@ from mdi.cluster.identity import Identity
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import clean_name
 from mdi.cluster.peers import DEFAULT_PORT
-from mdi.engine.backend import AUTO, choose_backend
+from mdi.engine.backend import AUTO, Backend, choose_backend
 from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
 from mdi.node.control import ControlServicer, Me
@@ -113,7 +113,7 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
 
         engine = stack.enter_context(EngineThread())
         packs = PackStore(home.packs_path)
-        stages = Stages(packs, lambda used: offered_bytes(options.max_memory_bytes, used, backend), time.monotonic, backend)
+        stages = Stages(packs, lambda *held: _offered(options, backend, *held), time.monotonic, backend)
         stack.callback(stages.close)
         dialler = Dialler(credentials)
         me = Me(identity.node_id, name, device, threads, time.monotonic(), backend)
@@ -133,6 +133,10 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         home.write_running(RunningNode(os.getpid(), port, name, identity.node_id, time.time()))
         stack.callback(home.clear_running)
         yield NodeReady(identity.node_id, name, port, authority.fingerprint, key.text if made else None)
+
+
+def _offered(options: NodeOptions, backend: Backend, used: int, promised: int) -> int:
+    return offered_bytes(options.max_memory_bytes, used, backend, promised=promised)
 
 
 def stop_node(home: Home, timeout_s: float = 10.0) -> bool:

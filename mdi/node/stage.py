@@ -65,6 +65,14 @@ class LoadedStage:
         self._engine = engine
         self._limits = spec.limits
         self._tokens_in_slot = [0] * spec.shape.n_slots
+        self._written_in_slot = [0] * spec.shape.n_slots  # the most tokens that a slot ever held: their memory stays taken
+
+    @property
+    def unwritten_kv_bytes(self) -> int:
+        """Memory for KV that full slots would take, and these do not yet."""
+        shape = self.spec.shape
+        capacity = shape.n_slots * shape.ctx
+        return shape.kv_bytes(self.spec.config, len(self.spec.blocks)) * (capacity - sum(self._written_in_slot)) // capacity
 
     def compute(self, data: bytes) -> bytes:
         """One step: the frame for the next stage, or on the last stage the rows that the starter wants.
@@ -77,7 +85,8 @@ class LoadedStage:
         hidden = self._engine.forward(frame.rows, frame.hidden) if frame.rows else frame.hidden
         self.steps += 1
         for row in frame.rows:
-            self._tokens_in_slot[row.slot] = row.position + row.count
+            held = self._tokens_in_slot[row.slot] = row.position + row.count
+            self._written_in_slot[row.slot] = max(held, self._written_in_slot[row.slot])
         result = encode(
             frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden)
         )

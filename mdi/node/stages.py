@@ -11,6 +11,7 @@ from mdi.engine.backend import ONNX, Backend
 from mdi.errors import NoRoom, PeerError
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage, StageSpec
+from mdi.node.threads import in_thread
 from mdi.profile.memory import format_bytes
 from mdi.wire.ring import RingTarget
 
@@ -32,10 +33,14 @@ class Held:
 
 
 class Stages:
-    """One stage per session. All methods belong to the event loop; `offered` says how much memory a new stage may take."""
+    """One stage per session. All methods belong to the event loop.
+
+    `offered(used, promised)` says how much memory a new stage may take, when stages hold `used` bytes, of which `promised` are not
+    taken from the system yet.
+    """
 
     def __init__(
-        self, packs: PackStore, offered: Callable[[int], int], now_s: Callable[[], float], backend: Backend = ONNX
+        self, packs: PackStore, offered: Callable[[int, int], int], now_s: Callable[[], float], backend: Backend = ONNX
     ) -> None:
         self._backend = backend
         self._packs = packs
@@ -51,14 +56,22 @@ class Stages:
         return sum(held.stage.spec.memory_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
 
     @property
+    def promised_bytes(self) -> int:
+        """Of these, what will be missing in the system's available memory only later: stages that load, and KV not written yet."""
+        return sum(held.stage.unwritten_kv_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
+
+    @property
     def offered_bytes(self) -> int:
-        return max(0, self._offered(self.used_bytes))
+        return max(0, self._offered(self.used_bytes, self.promised_bytes))
 
     def __iter__(self) -> Iterator[LoadedStage]:
         return (held.stage for held in self._held.values())
 
     async def load(self, spec: StageSpec) -> LoadedStage:
-        """Loads a stage in place of the session's older one. Raises NoRoom, ModelError, or PeerError for an epoch that is not newer."""
+        """Loads a stage in place of the session's older one. Raises NoRoom, ModelError, or PeerError for an epoch that is not newer.
+
+        When the caller is cancelled, what is loading is freed as soon as it is there; until then it counts.
+        """
         session = spec.target.session
         if session in self._loading_bytes:
             raise PeerError(f"session {session} is loading a stage already")
@@ -77,7 +90,10 @@ class Stages:
         self._loading_bytes[session] = spec.memory_bytes
         try:
             packs = [self._packs.open(ref) for ref in spec.packs]
-            engine = await asyncio.to_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
+            engine = await in_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
+        except BaseException:
+            self._dropped = True
+            raise
         finally:
             del self._loading_bytes[session]
         stage = LoadedStage(spec, engine)

@@ -150,3 +150,9 @@ def test_the_offer_is_what_the_owner_allows_minus_what_is_used() -> None:
 def test_the_offer_leaves_headroom_however_generous_the_owner() -> None:
     assert 0 < offered_bytes(None, 0) <= psutil.virtual_memory().total - HEADROOM_BYTES
     assert offered_bytes(1 << 60, 0) <= psutil.virtual_memory().total - HEADROOM_BYTES
+
+
+def test_the_offer_leaves_room_for_what_stages_were_promised_and_have_not_taken() -> None:
+    much = offered_bytes(None, 0)
+    assert 0 <= offered_bytes(None, 0, promised=much // 2) <= much * 3 // 4
+    assert offered_bytes(None, 0, promised=2 * psutil.virtual_memory().total) == 0
