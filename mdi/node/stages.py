@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from mdi.engine.backend import ONNX, Backend
 from mdi.errors import NoRoom, PeerError
@@ -24,12 +25,21 @@ MAX_WAITING_RESULTS = (
 
 @dataclass(slots=True)
 class Held:
-    """A stage, the results that wait for its starter (None: there will be no more), and its lease."""
+    """A stage, the results that wait for its starter (None: there will be no more), and its lease.
+
+    `ended` is set when the stage is freed: whoever uses it ends then.
+    """
 
     stage: LoadedStage
     expires_s: float
     watchers: int = 0
     results: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_RESULTS))
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_ended(self) -> NoReturn:
+        """Raises PeerError once the stage is freed."""
+        await self.ended.wait()
+        raise self.stage.over()
 
 
 class Stages:
@@ -109,6 +119,12 @@ class Stages:
             raise PeerError(f"epoch {target.epoch} is over: this node is at {held.stage.spec.target.epoch}")
         return held
 
+    def results(self, target: RingTarget, starter_id: str) -> asyncio.Queue[bytes | None]:
+        """What the stage's starter collects. Raises as `get` does, and PeerError when it is another starter's."""
+        held = self.get(target)
+        self._check_owner(held, starter_id)
+        return held.results
+
     def unload(self, session: str, starter_id: str) -> bool:
         """Frees the session's stage; False when there is none. Raises PeerError when it is another starter's."""
         held = self._held.get(session)
@@ -119,15 +135,15 @@ class Stages:
         return True
 
     @contextmanager
-    def watch(self, session: str, starter_id: str) -> Iterator[LoadedStage]:
-        """Keeps the session's stage while the context is open, and LEASE_S longer."""
+    def watch(self, session: str, starter_id: str) -> Iterator[Held]:
+        """Keeps the session's stage while the context is open, and LEASE_S longer; a newer epoch's needs a watch of its own."""
         held = self._held.get(session)
         if held is None:
             raise PeerError(f"session {session} has no stage on this node", hint="run the command again")
         self._check_owner(held, starter_id)
         held.watchers += 1
         try:
-            yield held.stage
+            yield held
         finally:
             held.watchers -= 1
             held.expires_s = self._now_s() + LEASE_S
@@ -151,10 +167,12 @@ class Stages:
 
     def _drop(self, session: str) -> None:
         self._dropped = True
-        results = self._held.pop(session).results
-        if results.full():
-            results.get_nowait()
-        results.put_nowait(None)
+        held = self._held.pop(session)
+        held.stage.free()
+        held.ended.set()
+        if held.results.full():
+            held.results.get_nowait()
+        held.results.put_nowait(None)
         self._backend.release()
 
     def _check_owner(self, held: Held, starter_id: str) -> None:

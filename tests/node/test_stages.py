@@ -19,7 +19,7 @@ from mdi.errors import NoRoom, PeerError
 from mdi.model.config import ModelConfig
 from mdi.model.packs import Pack, PackKind, write_pack
 from mdi.node.packs import PackStore
-from mdi.node.stage import LoadedStage, StageSpec
+from mdi.node.stage import StageSpec
 from mdi.node.stages import LEASE_S, MAX_STAGES, Stages
 from mdi.wire.ring import RingTarget
 from tests.node.test_stage import SPEC, AddOne, frame
@@ -176,13 +176,22 @@ async def test_a_session_loads_one_stage_at_a_time_and_a_node_holds_a_bounded_nu
         await bench.stages.load(bench.of("one too many"))
 
 
-async def test_nothing_holds_a_stage_that_has_ended(bench: Bench) -> None:
+async def test_the_engine_of_a_stage_is_gone_when_the_stage_is_freed(bench: Bench) -> None:
+    """Even if a call that failed still holds the stage, and before the collector of cycles looks."""
     bench.loader.gate.set()
-    gone = weakref.ref(await bench.stages.load(bench.of("s")))
-    gc.disable()  # neither may it need the collector of cycles, which runs at a time of its own
+    stage = await bench.stages.load(bench.of("s", epoch=SPEC.target.epoch))
+    gone = weakref.ref(stage._engine)  # type: ignore[arg-type]
+    gc.disable()
     try:
-        assert isinstance(gone(), LoadedStage)
+        assert isinstance(gone(), AddOne)
+        assert not bench.stages.take_dropped()
         assert bench.stages.unload("s", ME)
-        assert gone() is None
+        async with asyncio.timeout(DEADLINE_S):
+            while gone() is not None:  # the thread that loaded it may be about to let go of it
+                await asyncio.sleep(0.005)
+        assert bench.stages.take_dropped()
+        assert not bench.stages.take_dropped()
     finally:
         gc.enable()
+    with pytest.raises(PeerError, match="has ended on this node"):
+        stage.compute(frame())
