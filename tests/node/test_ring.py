@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from mdi.wire.mdi_pb2_grpc import NodeStub, add_NodeServicer_to_server
 from mdi.wire.ring import Flow, collect, handlers
 from mdi.wire.status import from_rpc_error
 from tests.node.test_stage import SPEC, frame
-from tests.node.test_stages import Bench, bench  # noqa: F401 (fixture)
+from tests.node.test_stages import Bench, bench, until  # noqa: F401 (fixture)
 
 DEADLINE_S = 10.0
 pytestmark = pytest.mark.timeout(60)
@@ -76,12 +75,6 @@ async def served(bench: Bench, directory: Path) -> AsyncIterator[Node]:  # noqa:
 async def node(bench: Bench, tmp_path: Path) -> AsyncIterator[Node]:  # noqa: F811
     async with served(bench, tmp_path / "profiles") as node:
         yield node
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_flow_ends_and_lets_go_when_its_stage_is_freed(node: Node) -> None:

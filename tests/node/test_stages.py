@@ -29,6 +29,12 @@ ME, OTHER = "a" * 32, "b" * 32
 GIB = 1 << 30
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 (nothing tells when an object is gone)
+            await asyncio.sleep(0.005)
+
+
 @dataclass(frozen=True)
 class Loader(Backend):
     """Makes the smallest engine, once `gate` is open."""
@@ -186,9 +192,7 @@ async def test_the_engine_of_a_stage_is_gone_when_the_stage_is_freed(bench: Benc
         assert isinstance(gone(), AddOne)
         assert not bench.stages.take_dropped()
         assert bench.stages.unload("s", ME)
-        async with asyncio.timeout(DEADLINE_S):
-            while gone() is not None:  # the thread that loaded it may be about to let go of it
-                await asyncio.sleep(0.005)
+        await until(lambda: gone() is None)  # the thread that loaded it may be just about to let go of it
         assert bench.stages.take_dropped()
         assert not bench.stages.take_dropped()
     finally:
