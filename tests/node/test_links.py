@@ -51,7 +51,7 @@ async def test_a_peer_that_fails_between_two_echoes_is_named() -> None:
         await context.abort(grpc.StatusCode.ABORTED, "out of memory")
 
     async with linked(handler(fail)) as channel:
-        with pytest.raises(PeerError, match="pi .*out of memory"):
+        with pytest.raises(PeerError, match=r"pi .*out of memory"):
             await measure_link(channel, "pi", decode_bytes=16, prefill_bytes=16)
 
 
