@@ -43,6 +43,7 @@ class StageSpec:
             )
         if self.shape.ctx > self.config.max_positions:
             raise UserError(f"the model has {self.config.max_positions} positions, fewer than --ctx {self.shape.ctx}")
+        _ = self.limits  # what they refuse is refused before anything is loaded
 
     @property
     def limits(self) -> FrameLimits:
