@@ -113,6 +113,7 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
 
         engine = stack.enter_context(EngineThread())
         packs = PackStore(home.packs_path)
+        packs.clear_broken_off()
         stages = Stages(packs, lambda *held: _offered(options, backend, *held), time.monotonic, backend)
         stack.callback(stages.close)
         dialler = Dialler(credentials)

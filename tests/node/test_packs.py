@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import MdiError, ModelError, NoRoom, PeerError
-from mdi.model.packs import PackRef
+from mdi.model.packs import PackRef, PackWriter
 from mdi.node import packs
 from mdi.node.packs import PackStore
 
@@ -100,3 +100,15 @@ async def test_the_loop_goes_on_while_a_slow_disk_syncs(store: PackStore, monkey
     gate.set()
     await upload
     assert store.missing([REF]) == []
+
+
+async def test_what_a_killed_node_left_is_cleared_away_and_nothing_else(store: PackStore) -> None:
+    await store.receive(REF, pieces(DATA))
+    old, new = PackWriter(store.directory), PackWriter(store.directory)
+    first, second = sorted(store.directory.glob(".partial-*"))
+    for path in (store.path(REF), first):
+        os.utime(path, (0, 0))
+    store.clear_broken_off()
+    assert set(store.directory.iterdir()) == {store.path(REF), second}
+    for writer in (old, new):
+        writer.__exit__()
