@@ -21,7 +21,7 @@ from mdi.cluster.home import Home, RunningNode
 from mdi.cluster.identity import Identity
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import clean_name
-from mdi.cluster.peers import DEFAULT_PORT
+from mdi.cluster.peers import DEFAULT_PORT, is_ip_address
 from mdi.engine.backend import AUTO, Backend, choose_backend
 from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
@@ -128,7 +128,8 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         sweeper = asyncio.create_task(_sweep(stages), name="lease sweeper")
         stack.push_async_callback(_end, sweeper)
 
-        advertisement = Advertisement(identity.node_id, name, port, PROTOCOL)
+        only_at = options.host if options.host and options.host not in ANY_HOSTS and is_ip_address(options.host) else None
+        advertisement = Advertisement(identity.node_id, name, port, PROTOCOL, only_at)
         await stack.enter_async_context(_announced(options, authority.fingerprint, advertisement))
         home.write_peers(options.peers)
         home.write_running(RunningNode(os.getpid(), port, name, identity.node_id, time.time()))
