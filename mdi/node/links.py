@@ -63,8 +63,8 @@ async def measure_link(channel: grpc.aio.Channel, peer: str, *, decode_bytes: in
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error, peer) from error
     except asyncio.InvalidStateError:  # a write after the peer had ended the call: its status says why
-        error = await ended
-        raise (from_rpc_error(error, peer) if error else _ended(peer)) from None
+        status = await ended
+        raise (from_rpc_error(status, peer) if status else _ended(peer)) from None
     except TimeoutError:
         raise LinkError(
             f"{peer} did not echo within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
