@@ -55,13 +55,13 @@ def backend_total_bytes(backend: Backend) -> int:
     return psutil.virtual_memory().total if total is None else total
 
 
-def offered_bytes(max_memory: int | None, in_use: int, backend: Backend = ONNX) -> int:
+def offered_bytes(max_memory: int | None, in_use: int, backend: Backend = ONNX, *, promised: int = 0) -> int:
     """What a new stage may take now, in bytes.
 
-    `max_memory` is what the owner allows for all stages together (None: no limit), and `in_use` what loaded stages hold of it.
-    HEADROOM_BYTES stay free however generous the owner is.
+    `max_memory` is what the owner allows for all stages together (None: no limit), and `in_use` what loaded stages hold of it;
+    `promised` bytes of that they have not taken from the system yet. HEADROOM_BYTES stay free however generous the owner is.
     """
-    room = backend_available_bytes(backend) - HEADROOM_BYTES
+    room = backend_available_bytes(backend) - HEADROOM_BYTES - promised
     if max_memory is not None:
         room = min(room, max_memory - in_use)
     return max(0, room)

@@ -155,6 +155,12 @@ def test_the_offer_leaves_headroom_however_generous_the_owner() -> None:
     assert offered_bytes(1 << 60, 0) <= psutil.virtual_memory().total - HEADROOM_BYTES
 
 
+def test_the_offer_leaves_room_for_what_stages_were_promised_and_have_not_taken() -> None:
+    much = offered_bytes(None, 0)
+    assert 0 <= offered_bytes(None, 0, promised=much // 2) <= much * 3 // 4
+    assert offered_bytes(None, 0, promised=2 * psutil.virtual_memory().total) == 0
+
+
 # Frees one large block, as after measuring; then blocks with a smaller one behind each, so that no heap shrinks by itself. Prints what
 # stays resident of them.
 FREED_BETWEEN_OTHERS = """
