@@ -137,6 +137,15 @@ async def test_one_that_is_cancelled_while_it_is_admitted_leaves_nothing_behind(
     assert started.is_idle
 
 
+async def test_one_that_is_cancelled_twice_while_it_is_admitted_leaves_nothing_behind(started: Started) -> None:
+    """As by two presses of Ctrl-C, or by a deadline while everything ends."""
+    cancelled = await started.talk(new_inbox(), [1, 2, 3])
+    cancelled.cancel()
+    await settle()
+    await started.leave()
+    assert started.is_idle
+
+
 async def test_one_that_is_cancelled_in_the_middle_leaves_nothing_behind(started: Started) -> None:
     await started.talk(new_inbox(), [1, 2, 3])
     started.engine.do()
