@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,10 @@ async def test_a_key_file_that_is_named_must_exist(tmp_path: Path) -> None:
 
 
 async def test_a_search_that_is_given_up_leaves_no_task(tmp_path: Path) -> None:
-    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1")
-    port = silent.sockets[0].getsockname()[1]
-    before = asyncio.all_tasks()
-    with pytest.raises(TimeoutError):
-        async with (
-            asyncio.timeout(0.3),
-            open_house(Home(tmp_path).create(), (f"127.0.0.1:{port}",), discovery=True, wait_s=60.0),
-        ):
-            raise AssertionError("nobody is here")
-    assert {task.get_name() for task in asyncio.all_tasks() - before} == set()
-    silent.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer = f"127.0.0.1:{silent.getsockname()[1]}"
+        before = asyncio.all_tasks()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3), open_house(Home(tmp_path).create(), (peer,), discovery=True, wait_s=60.0):
+                raise AssertionError("nobody is here")
+        assert {task.get_name() for task in asyncio.all_tasks() - before} == set()
