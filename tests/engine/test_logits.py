@@ -124,7 +124,7 @@ def test_greedy_tokens_over_a_split_are_those_of_one_stage(checkpoint, quant, to
         np.testing.assert_array_equal(found[1], logits)  # to the bit: a near tie must not fall otherwise on another split
 
 
-@pytest.mark.parametrize("n_stages", (1, 3))
+@pytest.mark.parametrize("n_stages", [1, 3])
 def test_dynamic_rope_beyond_the_length_of_training_equals_transformers(tmp_path, token_ids, n_stages) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
     directory = make_checkpoint(tmp_path / "m", num_hidden_layers=N_BLOCKS, max_position_embeddings=16, rope_parameters=rope)
