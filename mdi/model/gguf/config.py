@@ -104,7 +104,7 @@ def _rope(gguf: Gguf, fields: Fields, values: HfValues, rotated: int) -> HfValue
         }
     if kind == "none" or (kind == "linear" and f"{a}.rope.scaling.factor" not in fields.values):
         return {}
-    scaling = {"rope_type": kind, "factor": fields.number(f"{a}.rope.scaling.factor", 1.0)}
+    scaling: HfValues = {"rope_type": kind, "factor": fields.number(f"{a}.rope.scaling.factor", 1.0)}
     return {"rope_scaling": scaling | (_yarn(fields, a, scaling["factor"]) if kind == "yarn" else {})}
 
 
