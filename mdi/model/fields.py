@@ -11,6 +11,19 @@ from typing import Any
 from mdi.errors import ModelError
 
 MAX_FLOAT = 3e38  # fp32 ends at 3.4e38
+MAX_JSON_BYTES = 32 << 20  # the longest known, an index of 140,000 tensors, are half of it
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """A whole file. Raises ModelError naming it when it cannot be read or is longer than `most_bytes`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise ModelError(f"{path} is longer than {most_bytes} bytes", hint="download the model again")
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +51,7 @@ class Fields:
     @classmethod
     def read(cls, path: Path) -> Fields:
         """The JSON object in a file. Raises ModelError as `parse` does, or when the file cannot be read."""
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-        return cls.parse(text, str(path))
+        return cls.parse(read_bounded(path, MAX_JSON_BYTES), str(path))
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         value = self._value(name, default)
