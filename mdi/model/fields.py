@@ -39,9 +39,10 @@ class Fields:
 
     @classmethod
     def parse(cls, text: str | bytes, origin: str) -> Fields:
-        """Raises ModelError when `text` is not one JSON object."""
+        """Raises ModelError when `text` is not one JSON object, or holds texts that are no Unicode (JSON can write half a pair)."""
         try:
             values = json.loads(text)
+            json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{origin} is not valid JSON: {error}", hint="download the model again") from error
         if not isinstance(values, dict):

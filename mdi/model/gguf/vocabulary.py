@@ -13,13 +13,13 @@ from mdi.errors import ModelError
 from mdi.model.config import MAX_VOCAB
 from mdi.model.fields import Fields
 from mdi.model.gguf.metadata import Metadata
+from mdi.model.sentencepiece_bpe import MAX_TOKEN_CHARS
 from mdi.model.tokenizer import END_OF_TURN
 
 SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding", "separator", "mask")
 # Where a SentencePiece file is silent: the order in which SentencePiece makes vocabularies.
 SPM_DEFAULTS = {"unknown": 0, "bos": 1, "eos": 2}
 PREFIX = "tokenizer.ggml"
-MAX_TOKEN_CHARS = 1024  # the longest published ones, of spaces or dashes, have 512
 
 
 class Kind(IntEnum):

@@ -221,7 +221,7 @@ def test_sentencepiece_equals_llama_cpp(llama_cpp: Any, sentencepiece_model: Pat
 def test_tokens_whose_merges_would_take_long_are_refused(
     sentencepiece_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.model.gguf.tokenizer.MAX_SPM_CHARS", 1000)
+    monkeypatch.setattr("mdi.model.sentencepiece_bpe.MAX_CHARS", 1000)
     with pytest.raises(ModelError, match="characters in its tokens, more than 1000"):
         loaded(tmp_path, sentencepiece_metadata(sentencepiece_model))
 
