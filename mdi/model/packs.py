@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -227,15 +228,15 @@ def open_pack(path: Path) -> Pack:
         return Pack(path, PackKind(about["kind"]), tensors, linears)
     except OSError as error:
         raise ModelError(f"pack {path.name} cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path.name} is not a pack: {error!r}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+        raise ModelError(f"{path.name} is not a pack: {error!r:.200}") from error
 
 
 def _place(name: str, entry: Mapping[str, Any], base: int, file_bytes: int) -> PackTensor:
-    start, stop = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    expected = int(np.prod(shape, dtype=np.int64)) * DTYPES[entry["dtype"]].itemsize
-    if stop - start != expected or start < 0 or base + stop > file_bytes:
+    (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
+    if any(type(number) is not int or not 0 <= number <= file_bytes for number in (start, stop, *shape)):
+        raise ModelError(f"tensor {name:.80} has a size or place that is not possible")
+    if stop - start != math.prod(shape) * DTYPES[entry["dtype"]].itemsize or base + stop > file_bytes:
         raise ModelError(f"tensor {name} does not fit its pack")
     return PackTensor(entry["dtype"], shape, base + start, stop - start)
 
