@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from mdi.errors import ModelError
 
 MAX_FLOAT = 3e38  # fp32 ends at 3.4e38
+_SHORT = reprlib.Repr()  # values may be lists of millions; this one writes a few elements
+_SHORT.maxstring = _SHORT.maxother = 80
 MAX_JSON_BYTES = 32 << 20  # the longest known, an index of 140,000 tensors, are half of it
 
 
@@ -42,7 +45,8 @@ class Fields:
         """Raises ModelError when `text` is not one JSON object, or holds texts that are no Unicode (JSON can write half a pair)."""
         try:
             values = json.loads(text)
-            json.dumps(values, ensure_ascii=False).encode()
+            if _may_hold_half_pairs(text):
+                json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{origin} is not valid JSON: {error}", hint="download the model again") from error
         if not isinstance(values, dict):
@@ -129,4 +133,10 @@ class Fields:
     def refusal(self, name: str, expected: str) -> ModelError:
         if name not in self.values:
             return ModelError(f"{self.origin} lacks the field {name!r} ({expected})")
-        return ModelError(f"{name!r} in {self.origin} is {self.values[name]!r:.80}, but must be {expected}")
+        return ModelError(f"{name!r:.80} in {self.origin} is {_SHORT.repr(self.values[name]):.80}, but must be {expected}")
+
+
+def _may_hold_half_pairs(text: str | bytes) -> bool:
+    """Whether JSON has escapes, or bytes that begin a character from U+D000 to U+DFFF."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return b"\\u" in raw or b"\xed" in raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +201,11 @@ class Rope:
             raise ModelError(
                 f"rope has {len(self.scaling.short)} short and {len(self.scaling.long)} long factors for {n_pairs} frequencies"
             )
+        with np.errstate(over="ignore", invalid="ignore"):
+            longest = 1 if self.scaling is None else sys.maxsize
+            finite = all(np.isfinite(self.inverse_frequencies(head_dim, ctx)).all() for ctx in {1, longest})
+        if not finite:
+            raise ModelError("the model's rope scaling gives frequencies that are not finite")
 
     def inverse_frequencies(self, head_dim: int, ctx: int = 1) -> NDArray[np.float32]:
         """Radians per position, fp32 [rotated / 2]; equal to transformers' `inv_freq` to the last fp32 place or so.

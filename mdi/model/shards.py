@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.fields import Fields
+from mdi.model.fields import MAX_JSON_BYTES, Fields
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = MAX_JSON_BYTES  # of 300,000 tensors; the format itself would allow 100 MB
 MAX_DIMS = 16  # numpy and torch go to 64; weights have at most 4
 MAX_NUMBER = 1 << 63  # of what counts bytes or values
 LFS_MARK = b"version https://git-lfs"  # what git leaves in place of a large file it did not fetch

@@ -221,6 +221,7 @@ def test_index_cannot_name_files_elsewhere(sharded: Path, name: str) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "not a safetensors file"),
+        ((40 << 20).to_bytes(8, "little") + b" " * (40 << 20), "not a safetensors file"),
         (b"\x02\0\0\0\0\0\0\0[]", "JSON object"),
         (b"\x02\0\0\0\0\0\0\0{]", "not valid JSON"),
         (b"\x02\0\0\0\0\0\0\0{}", "lacks the tensor"),
