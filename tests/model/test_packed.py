@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
 from mdi.model.layout import default_block
 from mdi.model.packed import Embedding, packed_bytes, prepare
-from mdi.model.packs import open_pack
+from mdi.model.packs import PackKind, open_pack, write_pack
 from mdi.model.quantise import WeightFormat, quantise
 from tests.checkpoints import KINDS, edit_json, make_checkpoint
 
@@ -110,3 +111,13 @@ def test_weights_that_are_no_numbers_are_not_rounded(value: float, squares: np.n
     weight[1, 40] = value
     with pytest.raises(ModelError, match="not finite numbers"):
         quantise(weight, WeightFormat(4, 32), squares)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".partial-old", ".partial-new", "old.safetensors"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write_pack(tmp_path, PackKind.BLOCK, {"norm": np.ones(4, np.float32)})
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]
