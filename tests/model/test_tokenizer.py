@@ -294,7 +294,7 @@ def test_thousands_of_added_tokens_are_added_in_one_go(tmp_path: Path) -> None:
     config = ModelConfig.from_hf(TINY | {"architectures": ["LlamaForCausalLM"], "vocab_size": 30_000})
     began = time.process_time()
     tokenizer = Tokenizer.load(make_byte_level(tmp_path, added_tokens_decoder=added), config)
-    assert time.process_time() - began < 8  # one after another: 20
+    assert time.process_time() - began < 8  # one after another, 4000 took 4.7
     assert tokenizer.encode("<x299><x7999>") == [700, 8400]
     assert {"<x0>", "<x298>"} <= tokenizer.control_tokens
     assert "<x1>" not in tokenizer.control_tokens
