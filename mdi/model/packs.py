@@ -177,7 +177,7 @@ def _part_arrays(name: str, parts: Linear) -> dict[str, NDArray[Any]]:
 def clear_stale(directory: Path, prefix: str) -> None:
     """Removes temporary files and directories that a process which was killed left in `directory`."""
     for left in directory.glob(f"{prefix}*"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # its owner has just finished, or is another user
             if time.time() - left.stat().st_mtime > STALE_S:
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from mdi.errors import ModelError, NoRoom, PeerError
-from mdi.model.packs import Pack, PackRef, PackWriter, open_pack
+from mdi.model.packs import PARTIAL_PREFIX, Pack, PackRef, PackWriter, clear_stale, open_pack
 from mdi.node.threads import in_thread
 
 MIN_FREE_BYTES = 256 << 20  # left free on the disk, so that a full cache never stops the device's own work
-
-PARTIAL_PREFIX = ".partial-"  # of PackWriter's temporary files
-STALE_S = (
-    3600.0  # without a piece for so long, nobody writes it any more; a starter of this home may be packing a model just now
-)
 
 
 class PackStore:
@@ -28,10 +21,7 @@ class PackStore:
 
     def clear_broken_off(self) -> None:
         """Removes what uploads left when their process was killed."""
-        for partial in self.directory.glob(f"{PARTIAL_PREFIX}*"):
-            with suppress(FileNotFoundError):  # whoever wrote it has just ended
-                if time.time() - partial.stat().st_mtime > STALE_S:
-                    partial.unlink()
+        clear_stale(self.directory, PARTIAL_PREFIX)
 
     def path(self, ref: PackRef) -> Path:
         return self.directory / ref.filename

@@ -5,11 +5,9 @@ They are written without hash and fsync: a file that is deleted within seconds m
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,13 +20,12 @@ from mdi.errors import UserError
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Stored, block_layout
 from mdi.model.linear import BLOCK_SIZES
-from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, packed_parts
+from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, clear_stale, packed_parts
 from mdi.model.quantise import WeightFormat
 from mdi.profile.memory import format_bytes
 
 NOISE_VALUES = 1 << 20  # written over and over: 4 MiB of fp32 or 1 MiB of codes
 PREFIX = "mdi-profile-"
-STALE_S = 3600.0  # no measurement takes a tenth of it: an older directory belongs to a process that was killed
 
 
 @contextmanager
@@ -40,10 +37,7 @@ def scratch_directory(needed_bytes: int, parent: Path | None = None) -> Iterator
     parent = parent or Path(tempfile.gettempdir())
     hint = f"free {format_bytes(needed_bytes)} there, or set TMPDIR to a directory with more room"
     try:
-        for left in parent.glob(f"{PREFIX}*"):
-            with contextlib.suppress(FileNotFoundError):  # its owner has just finished
-                if time.time() - left.stat().st_mtime > STALE_S:
-                    shutil.rmtree(left, ignore_errors=True)  # another user's stays
+        clear_stale(parent, PREFIX)
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name:
             directory = Path(name)
             if shutil.disk_usage(directory).free < needed_bytes:
