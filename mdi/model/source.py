@@ -17,7 +17,7 @@ from mdi.model.gguf.tokenizer import read_chat, read_tokenizer
 from mdi.model.gguf.weights import GgufWeights
 from mdi.model.gptq_awq import Coding
 from mdi.model.layout import default_block
-from mdi.model.packed import packed_bytes, source_bytes
+from mdi.model.packed import experts_rounded, packed_bytes, source_bytes
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.tokenizer import Tokenizer
 from mdi.model.weights import WeightSource
@@ -123,9 +123,16 @@ class Model:
 
     def notices(self, quant: Quant) -> tuple[str, ...]:
         """What the user should know about these weights."""
-        if not self._coded or not self.checkpoint.quantised or quant in (Quant.AUTO, Quant.NONE):
+        if not self._coded or not self.checkpoint.quantised or quant is Quant.NONE:
             return ()
-        return (f"{self.source.name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
+        name = self.source.name
+        if quant is not Quant.AUTO:
+            return (f"{name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
+        if not experts_rounded(self.checkpoint):
+            return ()
+        bits = self.weight_format(quant).bits
+        finer = "; --quant int8 keeps more of them" if bits == 4 else ""
+        return (f"experts have no kernel for all formats of {name}, and are rounded again to int{bits}{finer}",)
 
     @cached_property
     def chat(self) -> ChatTemplate:

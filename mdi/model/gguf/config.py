@@ -11,8 +11,9 @@ from mdi.errors import ModelError
 from mdi.model.config import MAX_WIDTH, ModelConfig
 from mdi.model.fields import Fields
 from mdi.model.gguf import types
-from mdi.model.gguf.architectures import Architecture, HfValues, architecture_of
+from mdi.model.gguf.architectures import Architecture, architecture_of
 from mdi.model.gguf.convert import floats
+from mdi.model.gguf.experts import HfValues
 from mdi.model.gguf.files import Gguf
 from mdi.model.gguf.vocabulary import special_id
 
@@ -76,8 +77,6 @@ def _refuse_unsupported(fields: Fields, a: str) -> None:
     for key in REFUSED:
         if f"{a}.{key}" in fields.values:
             raise ModelError(f"{fields.origin} has {a}.{key}, which is not supported")
-    if fields.integer(f"{a}.expert_count", 0, least=0):
-        raise ModelError(f"{fields.origin} is a mixture of experts, which is not supported for {a} in GGUF files")
 
 
 def _rope(gguf: Gguf, fields: Fields, values: HfValues, rotated: int) -> HfValues:

@@ -91,15 +91,20 @@ class GgufFile:
         tensors = _place(cursor, infos, start, alignment, data.size)
         return cls(path, data, header_bytes, metadata, MappingProxyType(tensors))
 
-    def rows(self, name: str) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, read into memory of their own: uint8 [product of outer dimensions, bytes of a row]."""
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor, read into memory of their own: uint8 [product of outer dimensions, bytes of a row].
+
+        Of these rows all, or `count` from `first` on.
+        """
         tensor = self.tensors[name]
-        values = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.start)
-        if values.size != tensor.n_bytes:
+        row_bytes = tensor.type.row_bytes(tensor.shape[-1])
+        n_bytes = tensor.n_bytes if count is None else count * row_bytes
+        values = np.fromfile(self.path, np.uint8, n_bytes, offset=tensor.start + first * row_bytes)
+        if values.size != n_bytes:
             raise ModelError(
                 f"{self.path} became shorter while it was in use", hint="start again when the download is complete"
             )
-        return values.reshape(-1, tensor.type.row_bytes(tensor.shape[-1]))
+        return values.reshape(-1, row_bytes)
 
 
 def _check_version(cursor: Cursor, path: Path) -> None:

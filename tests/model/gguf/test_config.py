@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mdi.errors import ModelError
+from mdi.model.experts import Experts
 from mdi.model.gguf import types
 from mdi.model.gguf.architectures import ARCHITECTURES, paired_to_halves
 from mdi.model.gguf.config import hf_config, read_config
@@ -88,7 +89,14 @@ def test_head_size_is_the_files_own(tmp_path: Path) -> None:
         ({"llama.attention.head_count_kv": 3}, "cannot share 3"),
         ({"llama.attention.layer_norm_rms_epsilon": math.inf}, "layer_norm_rms_epsilon"),
         ({"llama.attention.value_length": 8}, "value_length"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.expert_count": 8}, "lacks the field 'llama.expert_used_count'"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "9 of 8 experts"),
+        ({"llama.expert_count": 1 << 20, "llama.expert_used_count": 2}, "2 of 1048576 experts"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1}, "expert_shared_count = 1"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_gating_func": 2}, "expert_gating_func = 2"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_weights_scale": 2.5}, "expert_weights_scale"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_weights_norm": False}, "must be true"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_group_count": [1, 2]}, "expert_group_count"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "yarn"),
         ({"llama.rope.freq_base": -1.0}, "freq_base"),
@@ -98,6 +106,35 @@ def test_head_size_is_the_files_own(tmp_path: Path) -> None:
 def test_metadata_that_cannot_be_run_are_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         read_config(gguf(tmp_path, metadata() | change))
+
+
+MIX = {"expert_count": 8, "expert_used_count": 2}
+
+
+def test_mixture_that_calls_itself_llama_is_mixtral(tmp_path: Path) -> None:
+    config = read_config(gguf(tmp_path, metadata(**MIX, expert_gating_func=1, expert_weights_scale=1.0)))
+    assert config.architecture == "MixtralForCausalLM"
+    assert config.experts == Experts(n_experts=8, n_chosen=2, d_ffn=160, normalised=True)
+    assert config.sparse_blocks == tuple(range(12))
+    assert config.sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("more", "experts"),
+    [
+        ({"expert_feed_forward_length": 48}, Experts(8, 2, 48, True)),
+        ({}, Experts(8, 2, 80, True)),  # as llama.cpp shares the dense width among the chosen
+        ({"expert_weights_norm": False}, Experts(8, 2, 80, False)),
+    ],
+)
+def test_qwen_experts_have_a_width_of_their_own(tmp_path: Path, more: dict[str, Any], experts: Experts) -> None:
+    config = read_config(gguf(tmp_path, metadata("qwen3moe", **MIX, **more)))
+    assert (config.architecture, config.experts) == ("Qwen3MoeForCausalLM", experts)
+
+
+def test_experts_are_refused_where_nobody_computes_them(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="mixture of experts, which is not supported for qwen2"):
+        read_config(gguf(tmp_path, metadata("qwen2", **MIX)))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +148,7 @@ def test_missing_key_is_named(tmp_path: Path, name: str) -> None:
 def test_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as refused:
         read_config(gguf(tmp_path, metadata("rwkv7")))
-    assert "llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3" in (refused.value.hint or "")
+    assert "llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, qwen3moe" in (refused.value.hint or "")
 
 
 def test_file_without_an_embedding_is_no_language_model(tmp_path: Path) -> None:

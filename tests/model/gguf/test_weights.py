@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,67 @@ def test_tensors_that_do_not_make_the_model_are_named(mixed: Path, tmp_path: Pat
     edit(metadata, tensors)
     with pytest.raises(ModelError, match=said):
         GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_twins(tmp_path_factory.mktemp("mixture"), types.Q8_0, "mixtral", vocab_size=320)[0]
+
+
+GATES = "blk.1.ffn_gate_exps.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (drop(GATES), f"lacks the tensor {GATES}"),
+        (drop("blk.1.ffn_gate_inp.weight"), "lacks the tensor blk.1.ffn_gate_inp.weight"),
+        (say("llama.expert_count", 3), r"holds 4 experts, but its metadata mean 3|shape \[4, 256\]"),
+        (put(GATES, (types.F32, (3, 512, 256), bytes(4 * 3 * 512 * 256))), f"{GATES} .* holds no expert 3"),
+        (put(GATES, (types.F32, (5, 512, 256), bytes(4 * 5 * 512 * 256))), f"{GATES} .* holds 5 experts"),
+        (put(GATES, (types.F32, (4, 256, 256), bytes(4 * 4 * 256 * 256))), r"shape \[256, 256\], but its metadata mean \[512"),
+        (put(GATES, (types.F32, (2048, 256), bytes(4 * 2048 * 256))), f"{GATES} .* holds no expert"),
+        (put(GATES, (IQ1_S, (4, 512, 256), bytes(4 * 512 * 50))), "IQ1_S cannot be read"),
+        (put("blk.0.ffn_up.weight", (types.F32, (512, 256), bytes(4 * 512 * 256))), "which llama models do not have"),
+        (put("blk.0.ffn_up.0.weight", (types.F32, (512, 256), bytes(4 * 512 * 256))), "which llama models do not have"),
+    ],
+)
+def test_experts_that_do_not_make_the_model_are_named(mixture: Path, tmp_path: Path, edit: Edit, said: str) -> None:
+    metadata, tensors = read_metadata(mixture), read_tensors(mixture)
+    edit(metadata, tensors)
+    with pytest.raises(ModelError, match=said):
+        GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+def test_missing_expert_of_a_file_with_single_ones_is_named(tmp_path: Path) -> None:
+    file, _ = make_twins(tmp_path, types.Q8_0, "mixtral", vocab_size=320, single_experts=True)
+    metadata, tensors = read_metadata(file), read_tensors(file)
+    del tensors["blk.1.ffn_down.2.weight"]
+    with pytest.raises(ModelError, match=r"lacks the tensor blk\.1\.ffn_down\.2\.weight"):
+        GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+def test_millions_of_promised_experts_cost_nothing(mixture: Path, tmp_path: Path) -> None:
+    metadata = read_metadata(mixture) | {"llama.expert_count": 4096, "llama.block_count": 1024}
+    file = Written(metadata, read_tensors(mixture)).save(tmp_path / "m.gguf")
+    started = time.perf_counter()
+    with pytest.raises(ModelError):
+        GgufWeights.open(Gguf.open(file))
+    assert time.perf_counter() - started < 1
+
+
+def test_an_expert_is_read_without_the_others(mixture: Path) -> None:
+    """What a conversion holds of the file at a time: reading them all for each would take hours for 128 experts."""
+    weights = GgufWeights.open(Gguf.open(mixture))
+    names = weights.expert_tensors(0, 2)
+    tracemalloc.start()
+    weights.linear(next(iter(names.values())))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    info = weights.gguf.info("blk.0.ffn_gate_exps.weight")
+    assert info is not None
+    assert weights.gguf.rows(info.name, 512, 512).nbytes == info.n_bytes // 4
+    assert peak < 3 * 512 * 256 * 4
 
 
 def test_file_and_directory_are_models(mixed: Path, tmp_path: Path) -> None:
