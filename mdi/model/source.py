@@ -84,6 +84,19 @@ def kept_as(stored: WeightSource, quant: Quant, block: int | None = None) -> tup
     return stored.as_floats(), fmt
 
 
+def notices(name: str, stored: WeightSource, quant: Quant) -> tuple[str, ...]:
+    """What the user of a quantised file should know of what becomes of its weights."""
+    if not stored.quantised or quant is Quant.NONE:
+        return ()
+    if quant is not Quant.AUTO:
+        return (f"{name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
+    if not experts_rounded(stored):
+        return ()
+    _, fmt = kept_as(stored, quant)
+    finer = "; --quant int8 keeps more of them" if fmt.bits == 4 else ""
+    return (f"experts have no kernel for all formats of {name}, and are rounded again to int{fmt.bits}{finer}",)
+
+
 class Model:
     """One model's config, tokenizer and chat template; its weights are opened, and checked, when `checkpoint` is first used."""
 
@@ -123,16 +136,7 @@ class Model:
 
     def notices(self, quant: Quant) -> tuple[str, ...]:
         """What the user should know about these weights."""
-        if not self._coded or not self.checkpoint.quantised or quant is Quant.NONE:
-            return ()
-        name = self.source.name
-        if quant is not Quant.AUTO:
-            return (f"{name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
-        if not experts_rounded(self.checkpoint):
-            return ()
-        bits = self.weight_format(quant).bits
-        finer = "; --quant int8 keeps more of them" if bits == 4 else ""
-        return (f"experts have no kernel for all formats of {name}, and are rounded again to int{bits}{finer}",)
+        return notices(self.source.name, self.checkpoint, quant) if self._coded else ()
 
     @cached_property
     def chat(self) -> ChatTemplate:
