@@ -200,5 +200,7 @@ class GgufWeights:
                 hint=ANOTHER,
             )
         kind = rows.info.type
-        if not readable(kind) or (len(shape) == 1 and kind not in FLOATS):
-            raise unreadable(kind)
+        if not readable(kind):
+            raise unreadable(kind, f"{rows.info.name} in {self.gguf.path}")
+        if len(shape) == 1 and kind not in FLOATS:
+            raise ModelError(f"{rows.info.name} in {self.gguf.path} is stored as {kind.name}, and must be floats", hint=ANOTHER)

@@ -13,6 +13,7 @@ from mdi.model.gguf import types
 from mdi.model.gguf.architectures import ARCHITECTURES, paired_to_halves
 from mdi.model.gguf.config import hf_config, read_config
 from mdi.model.gguf.files import Gguf
+from mdi.model.rope import LinearScaling
 from tests.model.gguf.written import Tensor, Typed, Written
 
 D, V = 64, 96
@@ -100,6 +101,8 @@ def test_head_size_is_the_files_own(tmp_path: Path) -> None:
         ({"llama.attention.scale": 0.5}, "llama.attention.scale"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "yarn"),
         ({"llama.rope.freq_base": -1.0}, "freq_base"),
+        ({"llama.attention.causal": False}, "llama.attention.causal"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, "llama.rope.scaling.attn_factor"),
         ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id"),
     ],
 )
@@ -163,6 +166,24 @@ def test_linear_rope_scaling_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(scaled.inverse_frequencies(16) * 4, plain.inverse_frequencies(16), rtol=1e-6)
 
 
+@pytest.mark.parametrize("more", [{"rope__scaling__factor": 4.0}, {"rope__scale_linear": 4.0}])
+def test_rope_factor_without_a_type_is_linear_as_llama_cpp_takes_it(tmp_path: Path, more: dict[str, float]) -> None:
+    assert read_config(gguf(tmp_path, metadata(**more))).rope.scaling == LinearScaling(4.0)
+
+
+@pytest.mark.parametrize(
+    "more", [{"rope__scaling__factor": 0.0}, {"rope__scaling__type": "none", "rope__scaling__factor": 4.0}]
+)
+def test_rope_factor_of_nothing_changes_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    assert read_config(gguf(tmp_path, metadata(**more))).rope.scaling is None
+
+
+@pytest.mark.parametrize("name", ["rope_factors_short__weight", "rope_factors_long__weight"])
+def test_one_of_two_lists_of_rope_factors_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="one of its two lists of rope factors"):
+        read_config(gguf(tmp_path, metadata("phi3"), **{name: factors([1.0] * 8)}))
+
+
 @pytest.mark.parametrize(
     ("tensor", "said"),
     [
@@ -201,7 +222,7 @@ def test_phi3_has_factors_for_short_and_long_contexts(tmp_path: Path) -> None:
         "original_max_position_embeddings": 1024,
         "attention_factor": 1.25,
     }
-    assert hf(tmp_path, values | {"phi3.attention.sliding_window": 0})["sliding_window"] is None
+    assert hf(tmp_path, values | {"phi3.attention.sliding_window": 0}, **lists)["sliding_window"] is None
 
 
 def test_gemma2_alternates_windows_and_caps(tmp_path: Path) -> None:

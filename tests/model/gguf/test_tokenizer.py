@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -316,6 +317,7 @@ def test_every_known_way_to_split_loses_nothing(pre: str) -> None:
         ({"tokens": 3}, "lacks 'tokenizer.ggml.tokens'"),
         ({"tokens": ["a", "b", "a"]}, "the token 'a' twice"),
         ({"token_type": [1]}, "'tokenizer.ggml.token_type' is only 1 long"),
+        ({"token_type": Typed("f32", [math.nan] * 700)}, "'tokenizer.ggml.token_type' holds no whole numbers"),
         ({"merges": ["ab"]}, "the merge 'ab'"),
         ({"merges": ["never seen"]}, "cannot be used"),
         ({"merges": 1}, "lacks 'tokenizer.ggml.merges'"),
