@@ -149,6 +149,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3-long": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
     "gemma2": GEMMA,
     "gemma3": GEMMA | {"num_hidden_layers": 4},
+    "mixtral": {"sliding_window": None},
+    "qwen3moe": {"mlp_only_layers": [], "norm_topk_prob": True, "moe_intermediate_size": 128},
 }
 
 

@@ -57,7 +57,7 @@ class Vocabulary:
             raise ModelError(f"{origin} has the token {twice!r:.80} twice")
         found = _list(metadata, "token_type", len(texts), origin)
         if found is not None and found.dtype.kind not in "iu":
-            raise ModelError(f"{origin} has kinds of tokens ('{PREFIX}.token_type') that are no whole numbers")
+            raise ModelError(f"'{PREFIX}.token_type' holds no whole numbers in {origin}")
         kinds = np.full(len(texts), Kind.NORMAL, np.int32) if found is None else found.astype(np.int32)
         scores = _list(metadata, "scores", len(texts), origin)
         ends = set(END_OF_TURN)  # converters often forget that these are control tokens

@@ -318,6 +318,7 @@ def test_every_known_way_to_split_loses_nothing(pre: str) -> None:
         ({"tokens": ["a", "b", "a"]}, "the token 'a' twice"),
         ({"token_type": [math.nan] * 1000}, "no whole numbers"),
         ({"token_type": [1]}, "'tokenizer.ggml.token_type' is only 1 long"),
+        ({"token_type": Typed("f32", [math.nan] * 700)}, "'tokenizer.ggml.token_type' holds no whole numbers"),
         ({"merges": ["ab"]}, "the merge 'ab'"),
         ({"merges": ["never seen"]}, "cannot be used"),
         ({"merges": 1}, "lacks 'tokenizer.ggml.merges'"),
