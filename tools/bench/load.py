@@ -50,11 +50,11 @@ def starts(bench: Bench, threads: int) -> None:
     llama_cpp()
     needed = weight_bytes(bench, block) + _kv_bytes(bench)
     engines = {"mdi": mdi, "llama.cpp": llama_cpp}
-    for where, forget in (("page cache", False), ("disk", True)):
+    for where, forget in (("in the page cache", False), ("on the disk", True)):
         found = _alternate(engines, args.rounds, [(home / "packs").resolve(), bench.gguf()] if forget else [])
         for name, rounds in found.items():
             seconds = statistics.median(each.start_s for each in rounds)
-            bench.tell(f"{name}: start to ready, files in the {where}", f"{seconds:.2f} s", seconds)
+            bench.tell(f"{name}: start to ready, files {where}", f"{seconds:.2f} s", seconds)
     for name, rounds in found.items():
         peak = statistics.median(each.peak_bytes for each in rounds)
         ratio = peak / needed
