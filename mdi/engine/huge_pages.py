@@ -89,7 +89,7 @@ def resident(libc: ctypes.CDLL, region: Region) -> NDArray[np.bool_]:
 
 def full_runs(small: NDArray[np.bool_], start: int, page: int) -> Iterator[Region]:
     """Neighbouring huge pages, together at most MAX_RUN_BYTES, all of whose small pages are in memory."""
-    full: list[bool] = small.reshape(-1, page // mmap.PAGESIZE).all(axis=1).tolist()
+    full: NDArray[np.bool_] = np.all(small.reshape(-1, page // mmap.PAGESIZE), axis=1, keepdims=True)[:, 0]
     at, most = 0, max(1, MAX_RUN_BYTES // page)
     while at < len(full):
         count = 0

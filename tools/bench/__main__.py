@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         "--kinds", choices=["q4_0", "q8_0", *QUANTISED], nargs="+", default=["q4_0", "q4_k_m"], help="of GGUF files"
     )
     parser.add_argument("--sequences", type=int, nargs="+", default=[2, 4, 8], help="at once, in the part batch")
+    parser.add_argument(
+        "--conversions", type=Quant, nargs="+", default=[Quant.INT4_PLAIN, Quant.INT4], help="what the part convert makes"
+    )
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128)

@@ -64,7 +64,7 @@ def starts(bench: Bench, threads: int) -> None:
 
 def conversions(bench: Bench) -> None:
     """Packs from the checkpoint, each time in a new place and from a page cache that may hold the checkpoint."""
-    for quant in ("int4-plain", "int4"):
+    for quant in bench.args.conversions:
         packs = bench.home(f"convert-{quant}", shared_packs=False) / "packs"
         command = [sys.executable, "-m", "tools.bench.convert", str(bench.model), str(packs), "--quant", quant]
         command += ["--block", str(bench.args.blocks[-1])]
