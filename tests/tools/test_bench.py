@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import json
 import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mdi.engine.huge_pages import Region, resident
 from mdi.errors import UserError
+from mdi.model.checkpoint import Checkpoint
 from mdi.model.gguf.files import Gguf
+from mdi.model.packed import prepare
+from mdi.model.quantise import WeightFormat
 from tools.bench import load
 from tools.bench.__main__ import main
+from tools.bench.bandwidth import gguf_bytes, weight_bytes
+from tools.bench.bench import Bench
 from tools.bench.processes import Reader
 from tools.bench.rates import Contender, Rates, compete, turned
 from tools.make_gguf import make_gguf
@@ -22,6 +32,7 @@ from tools.mdi_child import together
 from tools.shapes import SHAPES
 
 pytestmark = pytest.mark.skipif(not (find_spec("llama_cpp") and find_spec("gguf")), reason="needs the extra `bench`")
+TINY_EMBEDDING_Q4_0 = SHAPES["tiny"].vocab * SHAPES["tiny"].hidden // 32 * 18
 TINY = ["--shape", "tiny", "--blocks", "32", "--threads", "1", "--prompt", "16", "--new", "100", "--rounds", "2"]
 
 
@@ -92,6 +103,18 @@ def test_decoding_reads_less_than_the_memory_gives(directory: Path) -> None:
     assert all(0 < share < 1 for share in shares)
 
 
+def test_what_one_token_reads_is_counted_as_the_files_have_it(directory: Path, tmp_path: Path) -> None:
+    args = argparse.Namespace(shape="tiny", vocab=None, directory=directory, dtype="bf16")
+    bench = Bench(args, tmp_path)
+    packed = prepare(Checkpoint.open(bench.model), WeightFormat(4, 32), tmp_path / "packs")
+    in_packs = sum(ref.n_bytes for ref in (*packed.blocks, packed.head))
+    headers = 4096 * (len(packed.blocks) + 1)
+    assert in_packs - headers < weight_bytes(bench, 32) < in_packs
+    assert (
+        0 < bench.gguf().stat().st_size - gguf_bytes(bench) - TINY_EMBEDDING_Q4_0 < 1 << 16
+    )  # its header, with the vocabulary
+
+
 def test_starts_and_conversions_are_timed_with_their_memory(directory: Path) -> None:
     results = run(directory, "--parts", "load", "convert")
     for engine in ("mdi", "llama.cpp"):
@@ -102,12 +125,16 @@ def test_starts_and_conversions_are_timed_with_their_memory(directory: Path) -> 
         assert 10 << 20 < results[f"conversion to {quant}: peak resident"] < 1 << 30
 
 
-def test_a_forgotten_file_is_read_from_the_disk_again(tmp_path: Path) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux what lies in its page cache")
+def test_a_forgotten_file_is_only_on_the_disk(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(1 << 20))
-    file.read_bytes()
+    libc = ctypes.CDLL(None, use_errno=True)
+    mapped = np.memmap(file, np.uint8, "r")  # untouched: it only lends an address to ask for
+    region = Region(mapped.ctypes.data, mapped.ctypes.data + mapped.nbytes)
+    assert resident(libc, region).all()
     load.forget(tmp_path)
-    assert file.stat().st_size == 1 << 20
+    assert not resident(libc, region).any()
 
 
 def test_the_reader_reads_at_the_speed_of_a_memory_not_of_a_disk() -> None:
