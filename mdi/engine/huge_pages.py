@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 MADV_COLLAPSE = 25  # linux/mman.h, since Linux 6.1: older kernels refuse it
 HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 MAPS = Path("/proc/self/maps")
-# Of one call to the kernel. It gives up at the first page for which it finds no room: with 3.3 GiB of weights where 16 GiB of page cache lay
-# in pieces, 1.9 GiB moved in runs of 8 MiB, and 1.1 GiB in runs of 64 MiB.
+# Of one call to the kernel. It gives up at the first page for which it finds no room: of 3.3 GiB of weights, beside 16 GiB of page cache,
+# 1.9 GiB moved in runs of 8 MiB, and 1.1 GiB in runs of 64 MiB.
 MAX_RUN_BYTES = 8 << 20
 # The kernel copies 3 GB in a second, but looks for room first, and that may take long where memory is short or in pieces.
 DEADLINE_S = 3.0
