@@ -23,6 +23,9 @@ MAPS = Path("/proc/self/maps")
 MAX_RUN_BYTES = 8 << 20
 # The kernel copies 3 GB in a second, but looks for room first, and that may take long where memory is short or in pieces.
 DEADLINE_S = 3.0
+MIN_BYTES = (
+    8 << 20
+)  # of weights: fewer lie in the processor's cache, and looking through the process's memory takes a millisecond or more
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,15 @@ class Region:
         return Region(start, max(start, self.stop // page * page))
 
 
-def use_huge_pages() -> int:
+def use_huge_pages(weight_bytes: int) -> int:
     """Moves what this process holds in memory of its own into huge pages, and returns how many bytes that are.
 
-    Only full ones: memory does not grow. KV stays as it is (see `onnx_engine.untouched`). It is asked, not required: where the kernel
-    has no huge page to give, is too old or takes longer than DEADLINE_S, the rest stays in small pages.
+    `weight_bytes` were just loaded; below MIN_BYTES nothing happens. Only full pages move: memory does not grow, and KV stays as it is
+    (see `onnx_engine.untouched`). It is asked, not required: where the kernel has no huge page to give, is too old or takes longer than
+    DEADLINE_S, the rest stays in small pages.
     """
     page = huge_page_bytes()
-    if page is None:
+    if page is None or weight_bytes < MIN_BYTES:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
     deadline, moved = time.monotonic() + DEADLINE_S, 0

@@ -67,7 +67,7 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux") or huge_pa
 @needs_linux
 def test_full_memory_moves_and_keeps_its_values() -> None:
     values = np.arange((16 << 20) // 8, dtype=np.int64)
-    moved = use_huge_pages()
+    moved = use_huge_pages(values.nbytes)
     if moved == 0:
         pytest.skip("this kernel gives no huge pages")
     assert huge_bytes(values) >= 8 << 20
@@ -78,10 +78,17 @@ def test_full_memory_moves_and_keeps_its_values() -> None:
 def test_kv_that_was_not_written_takes_no_memory() -> None:
     kv = untouched((4 << 20,))
     kv[: PAGE // 4] = 1
-    use_huge_pages()
+    use_huge_pages(kv.nbytes)
     assert huge_bytes(kv) == 0
 
 
 def test_without_huge_pages_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("mdi.engine.huge_pages.HUGE_PAGE_SIZE", tmp_path / "none")
-    assert use_huge_pages() == 0
+    assert use_huge_pages(1 << 30) == 0
+
+
+@needs_linux
+def test_a_model_that_fits_the_cache_is_left_alone() -> None:
+    values = np.arange((16 << 20) // 8, dtype=np.int64)  # there is something to move
+    assert use_huge_pages(1 << 20) == 0
+    assert values[-1] == len(values) - 1
