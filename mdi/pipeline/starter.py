@@ -206,8 +206,9 @@ def _core(
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads)
     packs = open_packs(packed, directory, own.start, own.stop)
-    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
+    # The head first: while it loads, it lies in memory twice, and a large one would make the peak if the blocks were there already.
     head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
+    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
     embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
     scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
     if not deployment.workers:
