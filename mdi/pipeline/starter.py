@@ -67,7 +67,7 @@ class Starter:
         self._core = core
         self._drive = drive
         self._deployment = deployment
-        self._inboxes: list[Inbox] = []
+        self._inboxes: set[Inbox] = set()  # of the answers that nobody stopped
         self._guides = Guides(model.tokenizer, model.config.vocab_size)
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
@@ -76,19 +76,19 @@ class Starter:
         Raises UserError and PromptTooLong before anything runs, ClusterError when a node fails.
         """
         request.params.check_vocabulary(self.model.config.vocab_size)
-        inbox = new_inbox()
-        self._inboxes.append(inbox)
+        inbox = new_inbox(self.ctx)
+        self._inboxes.add(inbox)
         try:
             async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
                 async for event in events:
                     yield event
         finally:
-            self._inboxes.remove(inbox)
+            self._inboxes.discard(inbox)
 
     def cancel(self) -> None:
         """Ends every running answer; each still gives its Answer, and its KV stays for the next turn."""
-        for inbox in self._inboxes:
-            inbox.put_nowait(None)
+        while self._inboxes:
+            self._inboxes.pop().put_nowait(None)
 
     async def stage_steps(self) -> dict[str, int]:
         """Steps that each node of the plan computed, by node name."""
