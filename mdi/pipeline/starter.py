@@ -46,7 +46,7 @@ SPARE_STEPS = 1  # in flight beside the one in each stage: a chunk of a prompt t
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """`mdi plan`'s answer. `problems` are sentences about weights that are rounded again, a context that is cut, nodes that were left out."""
+    """`mdi plan`'s answer. `problems`: weights that are rounded again, a context that is cut, nodes that were left out."""
 
     model_name: str
     problem: Problem
