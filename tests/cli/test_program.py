@@ -11,7 +11,7 @@ from mdi.cluster.home import Home
 
 from .programs import TIMEOUT_S, Terminal, mdi, started
 
-ALONE = ("--no-discovery", "--ctx", "2000")
+ALONE = ("--no-discovery", "--ctx", "256")
 ENDLESS = (*ALONE, "--ignore-eos")
 
 
