@@ -50,7 +50,7 @@ class Wishes:
 
 def check_question(text: str, *, raw: bool) -> None:
     """Raises UserError for a text that nothing could answer."""
-    if not text.strip() and not raw:
+    if not (text if raw else text.strip()):
         raise UserError("the prompt is empty", hint="type something to answer")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdi.cli import options as given
-from mdi.cli.terminal import say
+from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from mdi.pipeline.inspection import Fit, Inspection
@@ -26,9 +26,11 @@ def inspect(
     """Show a model's family, shape and formats, what it takes in memory, and which devices would hold it."""
     from mdi.model.quantise import Quant
     from mdi.model.source import resolve
-    from mdi.pipeline import inspection
+    from mdi.pipeline import inspection, problem
 
     found = inspection.inspect(resolve(model), Quant(quant), block, ctx)
+    for notice in problem.ctx_notices(ctx, found.config):
+        note(notice)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))
 
 

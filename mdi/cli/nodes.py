@@ -82,4 +82,4 @@ def nodes(
     from mdi.pipeline.survey import list_nodes
 
     found = run_async(list_nodes(Home.open(), tuple(peer or ()), not no_discovery, parse_wait(wait)))
-    say(json.dumps([row.to_json() for row in found.rows]) if as_json else nodes_text(found))
+    say(json.dumps(found.to_json()) if as_json else nodes_text(found))

@@ -27,7 +27,7 @@ Block = Annotated[
     typer.Option(metavar="N", help="Weights that share a scale.  [default: 256 for models of 1 B and more, else 128]"),
 ]
 Ctx = Annotated[
-    int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")
+    int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: at most 4096 of the model's own]")
 ]
 Objective = Annotated[ObjectiveName, typer.Option(help="Plan for one fast conversation, or for the most tokens of several.")]
 Split = Annotated[str | None, typer.Option(metavar="N,N,...", help="Blocks of each node by hand, the starter's first: 4,6,6.")]
@@ -40,7 +40,7 @@ Device = Annotated[
     str | None,
     typer.Option(
         metavar="DEVICE",
-        help="What to compute on: cpu, cuda, cuda:N, mps or torch-cpu.  [default: a GPU if torch sees one, else cpu]",
+        help="What to compute on: auto (a GPU if torch sees one, else cpu), cpu, cuda, cuda:N, mps or torch-cpu.  [default: auto]",
     ),
 ]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Offer at most this much memory, such as 2GiB or 800MB.")]

@@ -233,7 +233,7 @@ def read_config(directory: Path) -> ModelConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise ModelError(
-            f"{directory} holds no config.json", hint="point --model at the directory of a Hugging Face checkpoint"
+            f"{directory} holds no config.json", hint="point at the directory of a Hugging Face checkpoint, or at a GGUF file"
         )
     return ModelConfig.from_hf(Fields.read(path).values, str(path))
 

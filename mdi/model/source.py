@@ -23,6 +23,7 @@ from mdi.model.tokenizer import Tokenizer
 from mdi.model.weights import WeightSource
 
 CONFIG = "config.json"
+MODELS_ARE = "a model is a GGUF file (its name ends in .gguf), or a directory with config.json and .safetensors files"
 BUILT_IN = {"demo": Path(__file__).parent / "demo"}
 
 
@@ -54,7 +55,7 @@ def resolve(name_or_path: str) -> ModelSource:
         file = part_paths(path.absolute())[0]  # not where a link leads: caches keep files under hashes, and names count parts
         return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
-        raise ModelError(f"{path} is a file; a model is a GGUF file, or a directory with config.json and .safetensors files")
+        raise ModelError(f"{path} is a file, and no GGUF file", hint=MODELS_ARE)
     known = ", ".join(sorted(BUILT_IN))
     if name_or_path.startswith(("~", ".", "/")) or "\\" in name_or_path:
         raise ModelError(f"there is no file or directory {path}", hint=f"check the path, or use a built-in model: {known}")

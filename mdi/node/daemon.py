@@ -23,6 +23,7 @@ from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import clean_name
 from mdi.cluster.peers import DEFAULT_PORT, is_ip_address
 from mdi.engine.backend import AUTO, Backend, choose_backend
+from mdi.engine.protocol import check_threads
 from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
 from mdi.node.control import ControlServicer, Me
@@ -67,8 +68,7 @@ class NodeOptions:
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
             raise UserError(f"{self.port} is not a port", hint="choose one from 1 to 65535")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads {self.threads} leaves nobody to compute", hint="choose at least 1")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from mdi.wire.ring import RingTarget
 
 LEASE_S = 30.0  # a starter that vanished gets this long to come back before its stage is freed
 MAX_STAGES = 16  # sessions at once; memory is refused long before
-MAX_WAITING_RESULTS = (
-    8  # frames of a last stage that its starter has not taken yet; a starter has at most that many steps in flight
-)
+# Results that a starter has not taken yet. It has at most that many steps in flight, so the ring never waits for it to read. Enough
+# to fill a ring of 31 stages; results are empty for all of a prompt but its end, and a few rows in decode.
+MAX_WAITING_RESULTS = 32
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from mdi.engine.constraint import Constraint
 from mdi.engine.logits import TokenLogprobs
+from mdi.engine.protocol import check_threads
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
 from mdi.model.quantise import Quant
@@ -15,7 +16,6 @@ from mdi.plan.plan import Objective
 
 MAX_NODES = 1024
 MIN_CTX = 16
-MAX_THREADS = 1024  # more than any device has cores; each takes memory and time to start
 DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleeping Wi-Fi radio takes up to a second
 
 
@@ -46,10 +46,7 @@ class StarterOptions:
         if not 1 <= self.min_nodes <= MAX_NODES:
             raise UserError(f"--min-nodes {self.min_nodes} is outside 1 to {MAX_NODES}")
         check_shape(self.ctx, self.block)
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads {self.threads} leaves nobody to compute", hint="choose at least 1")
-        if self.threads is not None and self.threads > MAX_THREADS:
-            raise UserError(f"--threads {self.threads} is more than {MAX_THREADS}", hint="one per core is fastest")
+        check_threads(self.threads)
         if self.split is not None and (min(self.split) < 0 or not any(self.split)):
             raise UserError("--split needs counts of blocks such as 4,6,6", hint="a node's count may be 0, but not all of them")
 

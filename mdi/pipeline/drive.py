@@ -16,13 +16,14 @@ from mdi.pipeline.ring import Ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.scheduler import Sequence as Running
 
-MAX_WAITING_TOKENS = 1 << 16  # per answer: more than any context; a reader that stops reading stops its answer by cancelling it
+ENDINGS = 3  # beside tokens, at most once each: the answer's own failure, the failure of everything, and the word to stop
 
 Inbox: TypeAlias = "asyncio.Queue[NewToken | BaseException | None]"  # None: whoever reads it wants no more
 
 
-def new_inbox() -> Inbox:
-    return asyncio.Queue(MAX_WAITING_TOKENS)
+def new_inbox(ctx: int) -> Inbox:
+    """Room for a whole answer in a context of `ctx` tokens, so that nobody who puts into it has to wait for its reader."""
+    return asyncio.Queue(ctx + ENDINGS)
 
 
 class Drive:

@@ -15,7 +15,7 @@ from mdi.model.source import ModelSource, kept_as, notices, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
 from mdi.pipeline.api import check_shape
-from mdi.pipeline.problem import DEFAULT_CTX
+from mdi.pipeline.problem import ctx_of
 from mdi.profile.memory import HEADROOM_BYTES
 
 DEVICE_BYTES = (4 << 30, 8 << 30, 16 << 30)  # what Raspberry Pis and laptops are sold with
@@ -126,7 +126,7 @@ def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: in
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)
     block_bytes, head_bytes = source_bytes(weights, fmt)
-    ctx = min(ctx or DEFAULT_CTX, config.max_positions)
+    ctx = ctx_of(ctx, config)
     kv_bytes = StageShape(n_slots=1, ctx=1, threads=1).kv_bytes(config, 1)
     one_block = RESIDENT_FACTOR * block_bytes + ctx * kv_bytes
     return Inspection(

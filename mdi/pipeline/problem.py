@@ -30,6 +30,18 @@ FRAME_BYTES = 1 << 20  # facts/grpc.md: larger frames hold up everything else on
 MIN_CHUNK, MAX_CHUNK = 32, 256  # int4 kernels reach 94 % of their speed at 32 rows
 
 
+def ctx_of(asked: int | None, config: ModelConfig) -> int:
+    """The context in tokens: what `--ctx` asks for, within what the model has."""
+    return min(asked or DEFAULT_CTX, config.max_positions)
+
+
+def ctx_notices(asked: int | None, config: ModelConfig) -> tuple[str, ...]:
+    """What the user should know about the context that was chosen."""
+    if asked is None or asked <= config.max_positions:
+        return ()
+    return (f"--ctx {asked} is more than the model has: the context is {config.max_positions} tokens",)
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What every node is asked to be able to hold and is measured for."""
@@ -45,7 +57,7 @@ class Workload:
     @classmethod
     def of(cls, model: Model, options: StarterOptions) -> Workload:
         config, fmt = model.config, model.weight_format(options.quant, options.block)
-        ctx = min(options.ctx or DEFAULT_CTX, config.max_positions)
+        ctx = ctx_of(options.ctx, config)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
         return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *model.packed_bytes(options.quant, fmt))
 

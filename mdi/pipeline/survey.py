@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mdi.cluster.certificates import Authority
 from mdi.cluster.discovery import Directory
 from mdi.cluster.home import Home
 from mdi.cluster.identity import Identity
+from mdi.cluster.interfaces import MAX_ADDRESSES
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import Member, Source
 from mdi.cluster.peers import PeerAddress, parse_peer
@@ -68,6 +69,9 @@ class NodeList:
 
     rows: tuple[NodeRow, ...]
     strangers: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"nodes": [row.to_json() for row in self.rows], "strangers": self.strangers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +167,24 @@ async def _find(
     found = {member.node_id: member for member in heard} | found
     for i, result in enumerate(probe.result() for probe in probes):
         if isinstance(result, Member):
-            found.setdefault(result.node_id, result)
+            found[result.node_id] = with_address(found.get(result.node_id), result)
         elif i < n_required:
             raise result  # named on this command line: the user wants to know
     return list(found.values()), strangers
+
+
+def with_address(known: Member | None, probed: Member) -> Member:
+    """A member of which an address has just been proved, and may be known already: first the addresses named by hand, then those heard.
+
+    What was heard stays, for other nodes may reach the node there alone; but only at one port.
+    """
+    if known is None or known.source is Source.SELF:
+        return known or probed
+    first, then = (known, probed) if known.source is Source.STATIC else (probed, known)
+    if first.port != then.port:
+        return first
+    addresses = tuple(dict.fromkeys((*first.addresses, *then.addresses)))[:MAX_ADDRESSES]
+    return replace(probed, name=known.name, addresses=addresses, protocol=known.protocol)
 
 
 async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[tuple[Member, ...], int]:

@@ -11,7 +11,7 @@ from mdi.cluster.home import Home
 
 from .programs import TIMEOUT_S, Terminal, mdi, started
 
-ALONE = ("--no-discovery", "--ctx", "2000")
+ALONE = ("--no-discovery", "--ctx", "256")
 ENDLESS = (*ALONE, "--ignore-eos")
 
 
@@ -52,6 +52,7 @@ def test_an_error_with_json_leaves_stdout_empty(home: Home, run: tuple[str, ...]
     ("typed", "said"),
     [
         (("--prompt", ""), "prompt"),
+        (("--prompt", "", "--raw"), "prompt"),
         (("--prompt", "hi", "--max-tokens", "0"), "--max-tokens"),
         (("--prompt", "hi", "--stop", ""), "--stop"),
         (("--prompt", "hi", "--raw", "--system", "Be kind."), "--system"),
@@ -149,7 +150,9 @@ def test_a_node_starts_is_listed_and_stops(tmp_path: Path) -> None:
         shown = "".join(node.stdout.readline() for _ in range(6))
         assert "mdi node start --join " in shown
         assert "attic (this device)" in mdi(home, "nodes", "--no-discovery").stdout
-        (row,) = json.loads(mdi(home, "nodes", "--no-discovery", "--json").stdout)
+        listed = json.loads(mdi(home, "nodes", "--no-discovery", "--json").stdout)
+        assert listed["strangers"] == 0
+        (row,) = listed["nodes"]
         assert (row["name"], row["reachable"]) == ("attic", True)
         assert row["memory_offered_bytes"] <= 1 << 30
         second = mdi(home, *arguments)

@@ -35,8 +35,9 @@ def test_path_that_does_not_exist_is_said_to(path: str) -> None:
 
 
 def test_file_is_no_model(directory: Path) -> None:
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="no GGUF file") as error:
         resolve(str(directory / "config.json"))
+    assert "config.json" in (error.value.hint or "")
 
 
 def test_model_opens_its_weights_only_when_used(directory: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mdi.engine.sampling import SamplingParams
-from mdi.errors import PromptTooLong
-from mdi.pipeline.core import NewToken, StarterCore
+from mdi.errors import LinkError, PromptTooLong
+from mdi.pipeline.core import NewToken, StarterCore, Turn
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
 from mdi.pipeline.scheduler import Scheduler
 from tests.pipeline.toy import ToyEmbedding, ToyEngine, ToyHead, reference
@@ -59,10 +59,10 @@ async def settle() -> None:
 class Started:
     """A drive without workers over two slots, and an engine that waits for the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_core: type[StarterCore] = StarterCore) -> None:
         self.engine = HeldEngine()
         self.scheduler = Scheduler(n_slots=2, ctx=CTX, chunk_tokens=16)
-        core = StarterCore(self.scheduler, ToyEmbedding(), ToyEngine(2, CTX), ToyHead())
+        core = make_core(self.scheduler, ToyEmbedding(), ToyEngine(2, CTX), ToyHead())
         self.drive = Drive(core, self.scheduler, self.engine, None)  # type: ignore[arg-type]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -116,7 +116,7 @@ def taken(inbox: Inbox) -> list[int | None]:
 
 
 async def test_tokens_that_are_made_before_the_loop_knows_of_the_sequence_reach_it(started: Started) -> None:
-    first, second = new_inbox(), new_inbox()
+    first, second = new_inbox(CTX), new_inbox(CTX)
     await started.talk(first, [1, 2, 3])
     started.engine.do()  # admits the first
     await settle()
@@ -132,14 +132,14 @@ async def test_tokens_that_are_made_before_the_loop_knows_of_the_sequence_reach_
 
 
 async def test_one_that_is_cancelled_while_it_is_admitted_leaves_nothing_behind(started: Started) -> None:
-    await started.talk(new_inbox(), [1, 2, 3])
+    await started.talk(new_inbox(CTX), [1, 2, 3])
     await started.leave()
     assert started.is_idle
 
 
 async def test_one_that_is_cancelled_twice_while_it_is_admitted_leaves_nothing_behind(started: Started) -> None:
     """As by two presses of Ctrl-C, or by a deadline while everything ends."""
-    cancelled = await started.talk(new_inbox(), [1, 2, 3])
+    cancelled = await started.talk(new_inbox(CTX), [1, 2, 3])
     cancelled.cancel()
     await settle()
     await started.leave()
@@ -147,7 +147,7 @@ async def test_one_that_is_cancelled_twice_while_it_is_admitted_leaves_nothing_b
 
 
 async def test_one_that_is_cancelled_in_the_middle_leaves_nothing_behind(started: Started) -> None:
-    await started.talk(new_inbox(), [1, 2, 3])
+    await started.talk(new_inbox(CTX), [1, 2, 3])
     started.engine.do()
     await settle()
     assert not started.is_idle
@@ -156,8 +156,32 @@ async def test_one_that_is_cancelled_in_the_middle_leaves_nothing_behind(started
 
 
 async def test_one_that_is_refused_is_told_why_and_leaves_nothing_behind(started: Started) -> None:
-    refused = await started.talk(new_inbox(), [1] * CTX)
+    refused = await started.talk(new_inbox(CTX), [1] * CTX)
     await started.drain()
     with pytest.raises(PromptTooLong):
         await refused
     assert started.is_idle
+
+
+class BrokenAfterAnswer(StarterCore):
+    """Computes one answer to its end, then fails."""
+
+    def turn(self, result: bytes | None = None) -> Turn:
+        if self.steps == CTX - 1:
+            raise LinkError("it is gone")
+        return super().turn(result)
+
+
+async def test_an_inbox_holds_all_that_can_come_when_nobody_reads() -> None:
+    """A whole context of tokens, the failure of everything, and the word to stop."""
+    started = Started(BrokenAfterAnswer)
+    driving = asyncio.create_task(started.drive.run())
+    inbox = new_inbox(CTX)
+    await started.talk(inbox, [1], max_new=CTX)
+    await started.drain()
+    await started.talk(new_inbox(CTX), [2])
+    await started.drain()
+    await driving
+    inbox.put_nowait(None)
+    assert inbox.qsize() == CTX - 1 + 2
+    await started.leave()

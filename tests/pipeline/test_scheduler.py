@@ -89,6 +89,14 @@ def test_what_does_not_fit_the_context_is_refused() -> None:
     assert (len(sequence.tokens), sequence.finish) == (8, FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize("may_grow", [True, False])
+def test_a_larger_context_is_advised_only_where_the_model_has_one(may_grow: bool) -> None:
+    with pytest.raises(PromptTooLong) as error:
+        Scheduler(n_slots=1, ctx=8, chunk_tokens=64, may_grow=may_grow).admit(range(8), GREEDY)
+    assert ("--ctx" in (error.value.hint or "")) == may_grow
+    assert ("all that the model has" in str(error.value)) != may_grow
+
+
 def test_more_conversations_than_slots_are_refused() -> None:
     scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
     scheduler.admit([1], GREEDY)
