@@ -38,6 +38,15 @@ class Contender:
         return statistics.median(getattr(mine, what) / getattr(theirs, what) for mine, theirs in pairs)
 
 
+def halves(name: str, one: Contender, other: Contender) -> Contender:
+    """Round by round, what doing half of the work at each one's rate gives."""
+    rounds = [
+        Rates(*(2 / (1 / getattr(a, what) + 1 / getattr(b, what)) for what in reversed(RATES)))
+        for a, b in zip(one.rounds, other.rounds, strict=True)
+    ]
+    return Contender(name, one.measure, rounds)
+
+
 def compete(contenders: Sequence[Contender], rounds: int, prompt_tokens: int, new_tokens: int) -> None:
     """Every contender once per round, in an order that turns, after one warm-up each."""
     for contender in contenders:

@@ -10,7 +10,7 @@ from mdi.model.packed import packed_bytes
 from mdi.model.quantise import WeightFormat
 from tools.bench.bench import Bench
 from tools.bench.processes import MdiProcess, node
-from tools.bench.rates import Contender, compete, llama
+from tools.bench.rates import Contender, compete, halves, llama
 from tools.llama_cpp import LlamaCpp, available_cores, peak_rss_bytes, reset_peak_rss, rpc_workers
 from tools.shapes import named_shape
 
@@ -37,7 +37,11 @@ def single(bench: Bench, threads: int) -> None:
 
 
 def pair(bench: Bench) -> None:
-    """(b): two nodes of one thread each, and rivals on the same two cores."""
+    """(b): two nodes of one thread each, and rivals on the same two cores.
+
+    A ring computes half of each token on either core. So it is compared with a process that would: neighbours on the machine often
+    slow one core and not the other, up to half.
+    """
     args, (first, second) = bench.args, available_cores()[:2]
     n_blocks = named_shape(args.shape, vocab=args.vocab).blocks
     half = n_blocks // 2
@@ -47,7 +51,10 @@ def pair(bench: Bench) -> None:
         pid = stack.enter_context(node(b, PORTS + 1, str(second)))
         idle, peer = peak_rss_bytes(pid), f"127.0.0.1:{PORTS + 1}"
         common = {"threads": 1, "cores": str(first), "block": args.blocks[-1], "quant": args.quant}
-        alone = stack.enter_context(MdiProcess(bench.home("alone"), bench.model, **common))
+        alone = [
+            stack.enter_context(MdiProcess(bench.home(f"alone-{core}"), bench.model, **common | {"cores": str(core)}))
+            for core in (first, second)
+        ]
         over_two = {"split": f"{n_blocks - half},{half}", "peer": [peer], "slots": 2, **common}
         with MdiProcess(a, bench.model, **over_two):
             pass  # measuring the nodes takes memory, once; what a stage takes is asked for here
@@ -65,7 +72,10 @@ def pair(bench: Bench) -> None:
             )
         )
         contenders = [
-            Contender("mdi, one process", alone.measure),
+            *(
+                Contender(f"mdi, one process on core {core}", each.measure)
+                for core, each in zip((first, second), alone, strict=True)
+            ),
             Contender("mdi, starter's node + 1 node", ring.measure),
             Contender("mdi, starter + 2 nodes with all blocks", workers.measure),
             Contender("mdi, starter's node + 1 node, 2 conversations", lambda p, n: ring.measure(p, n, 2)),
@@ -75,8 +85,9 @@ def pair(bench: Bench) -> None:
             rpc = stack.enter_context(LlamaCpp(bench.gguf(), 1, rpc=servers, context_tokens=args.prompt + args.new + 8))
             contenders.append(Contender("llama.cpp RPC, 2 workers", llama(rpc)))
         compete(contenders, args.rounds, args.prompt, args.new)
-        bench.report("two nodes, one thread each", contenders, contenders[0])
-        _report_prediction(bench, ring, contenders[1])
+        base = halves("mdi, one process, half on each core", *contenders[:2])
+        bench.report("two nodes, one thread each", [base, *contenders], base)
+        _report_prediction(bench, ring, contenders[2])
 
 
 def house(bench: Bench) -> None:
