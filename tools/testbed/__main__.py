@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.testbed", description="A cluster on this machine. See docs/testbed.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.testbed", description="A cluster on this machine. See docs/testbed.md."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="build a testbed and leave it standing")
     run = commands.add_parser("run", help="build a testbed, run a command on its starter, take it down")

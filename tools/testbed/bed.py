@@ -84,9 +84,7 @@ class Testbed:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if not self._kept:
                 self._take_down()
@@ -117,7 +115,9 @@ class Testbed:
             return "\n".join(lines[-LOG_LINES:]) or "(it printed nothing)"
         return "(it printed nothing)"
 
-    def popen(self, command: Sequence[str], node: str | None = None, *, limited: bool = True, **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self, command: Sequence[str], node: str | None = None, *, limited: bool = True, **options: Any
+    ) -> subprocess.Popen[Any]:
         """Starts a command on a node (the starter when none is named), within its limits, with its home and this checkout's `mdi`."""
         spec = self.spec.node(node or self.spec.starter.name)
         groups = self._groups(spec) if limited else ()
@@ -126,10 +126,14 @@ class Testbed:
         self._processes.append(process)
         return process
 
-    def run(self, command: Sequence[str], node: str | None = None, *, timeout_s: float = 600.0, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: Sequence[str], node: str | None = None, *, timeout_s: float = 600.0, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end and returns what it printed. Raises TimeoutExpired; it is killed then."""
         pipe = subprocess.PIPE
-        process = self.popen(command, node, **({"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "text": True} | options))
+        process = self.popen(
+            command, node, **({"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "text": True} | options)
+        )
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except BaseException:
@@ -272,7 +276,9 @@ class Testbed:
             self.home(node.name).write_peers(tuple(others))
         missing = {node.name for node in self.spec.nodes} - {row["name"] for row in self.nodes() if row["reachable"]}
         if missing:
-            raise ClusterError(f"node {min(missing)} cannot be reached from {self.spec.starter.name}:\n{self.log(min(missing))}")
+            raise ClusterError(
+                f"node {min(missing)} cannot be reached from {self.spec.starter.name}:\n{self.log(min(missing))}"
+            )
         self.met_by = "peers"
 
     def nodes(self) -> list[dict[str, Any]]:

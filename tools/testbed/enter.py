@@ -15,6 +15,7 @@ from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 NAMESPACES = Path("/run/netns")
+NOT_FOUND = 127  # what shells say
 
 
 def set_network_namespace(name: str) -> None:
@@ -36,7 +37,11 @@ def main(arguments: list[str]) -> None:
     if cpus != "-":
         os.sched_setaffinity(0, {int(cpu) for cpu in cpus.split(",")})
     set_network_namespace(namespace)
-    os.execvp(command[0], command)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+        sys.exit(NOT_FOUND)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import psutil
 
 from mdi.errors import ClusterError, UserError
 from tools.testbed.cgroups import ControlGroups
+from tools.testbed.enter import NAMESPACES
 from tools.testbed.machine import run_command
 from tools.testbed.network import PREFIX, bed_prefix, belongs
 from tools.testbed.spec import NAME
@@ -85,7 +86,7 @@ def pids(bed: str) -> set[int]:
 
 def _namespaces(bed: str | None) -> list[str]:
     try:
-        names = sorted(os.listdir("/run/netns"))
+        names = sorted(path.name for path in NAMESPACES.iterdir())
     except OSError:
         return []
     return [name for name in names if belongs(name, bed)]

@@ -87,9 +87,7 @@ def shape(spec: BedSpec, node: NodeSpec, *, netem: bool) -> list[Command]:
     """Rates of both directions, and with `netem` the delay too. May be repeated with other rates."""
     namespace, switch = node_namespace(spec.name, node.name), switch_namespace(spec.name)
     ends = ((namespace, NODE_END, node.up_mbit), (switch, port(spec, node), node.down_mbit))
-    return [
-        command for where, device, mbit in ends for command in _qdiscs(where, device, mbit, node if netem else None)
-    ]
+    return [command for where, device, mbit in ends for command in _qdiscs(where, device, mbit, node if netem else None)]
 
 
 def _qdiscs(namespace: str, device: str, mbit: float | None, delayed: NodeSpec | None) -> list[Command]:

@@ -20,7 +20,7 @@ MIN_CPU, MAX_CPU = 0.05, 1024.0  # below a twentieth of a core, the daemon's sta
 MIN_RATE_MBIT, MAX_RATE_MBIT = 0.1, 100_000.0
 MAX_DELAY_MS = 2_000.0  # half of what the keepalive of a connection allows
 MIN_MEMORY_BYTES = 64 << 20  # an interpreter with numpy and gRPC
-DEFAULT_SUBNET = "10.77.0.0/24"
+DEFAULT_SUBNET = ipaddress.IPv4Network("10.77.0.0/24")
 SEE = "docs/testbed.md lists what may stand there"
 
 
@@ -70,7 +70,7 @@ class BedSpec:
 
     name: str
     nodes: tuple[NodeSpec, ...]
-    subnet: ipaddress.IPv4Network = ipaddress.IPv4Network(DEFAULT_SUBNET)
+    subnet: ipaddress.IPv4Network = DEFAULT_SUBNET
     packs: Path | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class BedSpec:
         if len(set(names)) < len(names):
             raise UserError(f"testbed {self.name} has two nodes of one name", hint="give each [[node]] a name of its own")
         if self.subnet.num_addresses < len(names) + 2:
-            raise UserError(f"{self.subnet} has no room for {len(names)} nodes", hint=f"subnet = {DEFAULT_SUBNET!r}")
+            raise UserError(f"{self.subnet} has no room for {len(names)} nodes", hint=f'subnet = "{DEFAULT_SUBNET}"')
 
     @property
     def starter(self) -> NodeSpec:
@@ -126,9 +126,9 @@ def parse_spec(text: str) -> BedSpec:
         raise UserError("node must be a list of tables", hint="write [[node]]")
     specs = tuple(_node(defaults | _table(node, "[[node]]")) for node in nodes)
     try:
-        subnet = ipaddress.IPv4Network(_text(data.get("subnet", DEFAULT_SUBNET), "subnet"))
+        subnet = ipaddress.IPv4Network(_text(data.get("subnet", str(DEFAULT_SUBNET)), "subnet"))
     except ValueError as error:
-        raise UserError(f"subnet: {error}", hint=f"subnet = {DEFAULT_SUBNET!r}") from None
+        raise UserError(f"subnet: {error}", hint=f'subnet = "{DEFAULT_SUBNET}"') from None
     packs = data.get("packs")
     return BedSpec(
         _text(data.get("name"), "name"), specs, subnet, None if packs is None else Path(_text(packs, "packs")).expanduser()
