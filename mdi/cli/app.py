@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mdi import __version__
-from mdi.cli import demo, models, nodes, plan, run
+from mdi.cli import demo, links, models, nodes, plan, run
 from mdi.cli.failures import report
 from mdi.cli.logs import log_to_stderr
 from mdi.cli.terminal import never_fail_to_encode, say
@@ -36,6 +36,7 @@ models_app = typer.Typer(help="Look at models before they run.", no_args_is_help
 models_app.command("inspect")(models.inspect)
 app.add_typer(models_app, name="models")
 app.command("nodes")(nodes.nodes)
+app.command("links")(links.links)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)

@@ -177,7 +177,7 @@ async def _plan(
     else:
         plan = solve(problem, options.objective, min_nodes=options.min_nodes, starter_min_blocks=_starter_blocks(problem))
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
-    return Planned(model.source.name, problem, plan, (*model.notices(options.quant), *left_out))
+    return Planned(model.source.name, problem, plan, (*model.notices(options.quant), *left_out, *house.notices))
 
 
 def _starter_blocks(problem: Problem) -> int:
