@@ -22,7 +22,7 @@ from tools.testbed.leftovers import beds, locked, remove
 from tools.testbed.machine import CannotBuild, this_machine
 from tools.testbed.spec import BedSpec, NodeSpec, read_spec
 
-COMMAND_END_S = 10.0  # after Ctrl-C, which the command got too
+COMMAND_END_S = 5.0  # after Ctrl-C, which the command got too
 HEADINGS = ("node", "address", "cpu", "on", "memory", "Mbit/s up/down", "delay", "process", "node id")
 
 

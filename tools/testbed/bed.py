@@ -349,6 +349,7 @@ def unwinding() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     before = {each: signal.signal(each, end) for each in ENDING}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from mdi.errors import ClusterError, UserError
+from mdi.node import links
 from tools.testbed import machine as machine_module
 from tools.testbed.bed import SOURCE, Testbed
 from tools.testbed.leftovers import bed_directory, beds, pids, remove
@@ -73,7 +74,7 @@ def bed(machine: Machine) -> Iterator[Testbed]:
     nodes = [
         NodeSpec("desk", threads=1),
         NodeSpec("kitchen", threads=1),
-        NodeSpec("attic", threads=1, up_mbit=20, down_mbit=20),
+        NodeSpec("attic", threads=1, up_mbit=10, down_mbit=40),
         NodeSpec("shed", threads=1, delay_ms=15),
     ]
     if machine.control_groups is not None:
@@ -150,18 +151,37 @@ def measured_s(bed: Testbed, node: str, n_bytes: int) -> float:
 
 def test_a_rate_holds_and_can_be_changed(bed: Testbed) -> None:
     n_bytes = 10_000  # more than the bucket, one piece
-    wire_s = n_bytes * 8 / 20e6
+    wire_s = n_bytes * 8 / 40e6
     assert measured_s(bed, "attic", n_bytes) > 0.6 * wire_s  # the bucket's part passes at once
     bed.set_rate("attic", 2)
     try:
-        assert measured_s(bed, "attic", n_bytes) > 6 * wire_s
+        assert measured_s(bed, "attic", n_bytes) > 10 * wire_s
     finally:
-        bed.set_rate("attic", 20)
+        bed.set_rate("attic", 10, 40)
 
 
 def test_a_delay_is_paid_in_both_directions(bed: Testbed) -> None:
     assert measured_s(bed, "shed", 1) > 0.030
     assert measured_s(bed, "kitchen", 1) < 0.030
+
+
+def test_measured_links_show_the_rates_and_the_delays(bed: Testbed) -> None:
+    done = bed.run((sys.executable, "-m", "mdi.cli.app", "links", "--json", "--refresh"))
+    assert done.returncode == 0, done.stderr
+    found = {(link["from_name"], link["to_name"]): link for link in json.loads(done.stdout)["links"]}
+    assert len(found) == 12
+    for other in ("desk", "kitchen", "shed"):  # between the nodes themselves, not through the starter
+        up, down = (found[pair]["prefill_bytes_per_s"] * 8 / 1e6 for pair in (("attic", other), (other, "attic")))
+        assert 3 < up < 11
+        assert 1.5 * up < down < 44
+        assert found[other, "attic"]["decode_s"] > 0.8 * (links.DECODE_BYTES - 3028) * 8 / 40e6
+    for other in ("desk", "kitchen", "attic"):
+        assert found["shed", other]["round_trip_s"] > 0.030
+    assert found["desk", "kitchen"]["round_trip_s"] < 0.030
+    again = bed.run((sys.executable, "-m", "mdi.cli.app", "links", "--json"))
+    remembered = {(link["from_name"], link["to_name"]): link for link in json.loads(again.stdout)["links"]}
+    assert all(remembered[pair]["prefill_s"] == link["prefill_s"] for pair, link in found.items())
+    assert all(link["age_s"] > 0 for link in remembered.values())
 
 
 def test_commands_run_where_they_are_sent(bed: Testbed) -> None:
@@ -223,19 +243,19 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing(machine: Machine, tmp_p
         inside = pids(name)
         assert len(inside) >= 3  # daemon, cable, command
         run.send_signal(number)
-        _, errors = run.communicate(timeout=60)
+        run.wait(60)
         if number is signal.SIGKILL:
             assert pids(name) == inside
             assert name in beds()
             subprocess.run([*command, "down", name], check=True, cwd=SOURCE, capture_output=True, timeout=60)
         else:
-            assert run.returncode == (130 if number is signal.SIGINT else 128 + number), errors
+            assert run.returncode == (130 if number is signal.SIGINT else 128 + number)
         assert_gone(name)
         assert not any(psutil.pid_exists(pid) for pid in inside)
     finally:
         run.kill()
+        remove(name)  # first: what runs inside has inherited the pipes
         run.communicate()
-        remove(name)
 
 
 def test_what_stands_can_be_used_changed_and_taken_down(machine: Machine, tmp_path: Path) -> None:
