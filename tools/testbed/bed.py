@@ -258,7 +258,7 @@ class Testbed:
             )
 
     def _await_start(self, node: NodeSpec, deadline_s: float) -> None:
-        process = self._processes[len(self._processes) - len(self.spec.nodes) + self.spec.nodes.index(node)]
+        process = self._processes[len(self._processes) - len(self.spec.nodes) + self.spec.index(node.name)]
         while self.home(node.name).running() is None:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 raise ClusterError(f"node {node.name} did not start; it printed:\n{self.log(node.name)}")

@@ -44,7 +44,7 @@ def belongs(namespace: str, bed: str | None) -> bool:
 
 def port(spec: BedSpec, node: NodeSpec) -> str:
     """The switch's end of a node's cable."""
-    return f"p{1 + spec.nodes.index(node)}"
+    return f"p{1 + spec.index(node.name)}"
 
 
 def namespaces(spec: BedSpec) -> list[Command]:

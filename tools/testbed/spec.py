@@ -88,15 +88,19 @@ class BedSpec:
     def starter(self) -> NodeSpec:
         return self.nodes[0]
 
+    def index(self, name: str) -> int:
+        """Raises UserError when there is no node of that name."""
+        names = [node.name for node in self.nodes]
+        if name not in names:
+            raise UserError(f"testbed {self.name} has no node {name!r}", hint=", ".join(names))
+        return names.index(name)
+
     def node(self, name: str) -> NodeSpec:
-        """Raises UserError when there is none of that name."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise UserError(f"testbed {self.name} has no node {name!r}", hint=", ".join(node.name for node in self.nodes))
+        """Raises as `index` does."""
+        return self.nodes[self.index(name)]
 
     def address(self, node: NodeSpec) -> ipaddress.IPv4Address:
-        return self.subnet[1 + self.nodes.index(node)]
+        return self.subnet[1 + self.index(node.name)]
 
 
 def read_spec(path: Path) -> BedSpec:

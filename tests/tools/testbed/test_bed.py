@@ -119,14 +119,14 @@ def test_a_memory_limit_is_what_the_node_offers(bed: Testbed, machine: Machine) 
 def test_a_cpu_limit_slows_what_runs_on_the_node(bed: Testbed, machine: Machine) -> None:
     if machine.control_groups is None:
         pytest.skip("no control groups here")
-    bed.set_cpu("kitchen", 0.1)
+    bed.set_cpu("kitchen", 0.05)
     try:
         done = bed.run((sys.executable, "-c", BURN), "kitchen")
         slow = answer(bed, "--split", "1,0,9,0")
     finally:
         bed.set_cpu("kitchen", None)
     fast = answer(bed, "--split", "1,0,9,0")
-    assert float(done.stdout) > 2.0  # 0.3 s of computing at a tenth of a core, whatever else the machine does
+    assert float(done.stdout) > 4.0  # 0.3 s of computing at a twentieth of a core, whatever else the machine does
     slow_rate, fast_rate = (found["timings"]["decode_tokens_per_s"] for found in (slow, fast))  # type: ignore[index]
     assert slow_rate < 0.7 * fast_rate
 
