@@ -7,7 +7,9 @@ model's attention and next to nothing else, so that a context can be written wit
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,8 @@ CTX = 2 * max(POSITIONS)
 DECODE_BOX_S = 0.25
 PREFILL_BOX_S = 0.4
 ATTENTION_BOX_S = 0.12
-ATTENTION_BLOCKS = 4  # one alone would be little beside the noise of a step
-KV_BUDGET_BYTES = 256 << 20  # written for the largest point; those that would need more are left out
+KV_BUDGET_BYTES = 160 << 20  # written for the largest point; those that would need more are left out
+WRITING_BOX_S = 2.0  # for all of that KV; on a slow device the points with the most are left out
 PAGE_BYTES = 4096
 LEAST_SHARE = 0.02  # of a point's time that its block takes whatever noise made of the overhead
 
@@ -76,18 +78,41 @@ class _Stage:
         n_tokens = max(*BATCHES, *CHUNKS)
         self._hidden = np.random.default_rng(0).standard_normal((n_tokens, d_model), dtype=np.float32)
 
-    def step(self, rows: int, tokens: int, position: int) -> NDArray[np.float32]:
+    def step(self, rows: int, tokens: int, position: int, first_slot: int = 0) -> NDArray[np.float32]:
         """`rows` sequences with `tokens` new tokens each."""
-        spans = [_Span(slot, position, tokens) for slot in range(rows)]
+        spans = [_Span(slot, position, tokens) for slot in range(first_slot, first_slot + rows)]
         return self._engine.forward(spans, self._hidden[: rows * tokens])
 
     def seconds(self, point: tuple[int, int, int], box_s: float, between: Callable[[], object] | None = None) -> float:
         return repeat(lambda: self.step(*point), box_s, between).seconds
 
-    def write_kv(self, rows: int, start: int, stop: int, stride: int) -> None:
-        """Makes the pages of KV between two positions real: those never written are all read from one page of zeros."""
-        for position in range(start, stop, stride):
-            self.step(rows, 1, position)
+
+class _WrittenKv:
+    """Which pages of KV are real: those never written are all read from one page of zeros, which the cache always holds."""
+
+    def __init__(self, stage: _Stage, stride: int) -> None:
+        self._stage = stage
+        self._stride = stride
+        self._until = [0] * max(BATCHES)  # by slot
+        self._left_s = WRITING_BOX_S
+
+    def reach(self, rows: int, position: int) -> bool:
+        """Writes a token on every page up to there in the first `rows` slots. False when the time for that is used up."""
+        for first, last in _runs(self._until[:rows]):
+            for at in range(self._until[first], position, self._stride):
+                if self._left_s <= 0:
+                    return False
+                started_s = time.perf_counter()
+                self._stage.step(last - first, 1, at, first)
+                self._left_s -= time.perf_counter() - started_s
+                self._until[first:last] = [at + self._stride] * (last - first)
+        return True
+
+
+def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
+    """Half-open ranges of neighbours that are equal."""
+    edges = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
+    return list(itertools.pairwise(edges))
 
 
 def measure_grid(
@@ -143,32 +168,27 @@ def _attention_s(
     """(rows, tokens, position) -> what attention adds to one block there, against position 0."""
     per_token = StageShape(1, 1, 1).kv_bytes(config, 1)
     budget = min(KV_BUDGET_BYTES, spare_bytes(per_token, backend))
-    points = sorted(_points(per_token, budget), key=lambda point: (point[0], point[2]))
-    most_bytes = max((rows * position * per_token for rows, _, position in points), default=1)
-    n_blocks = max(1, min(ATTENTION_BLOCKS, config.n_blocks, budget // max(1, most_bytes)))
-    config = attention_only(config, n_blocks)
-    stride = max(1, PAGE_BYTES // (4 * config.head_dim))
+    config = attention_only(config, 1)
     shape = StageShape(n_slots=max(BATCHES), ctx=CTX, threads=threads)
     flush = cache_flusher(backend, min(working_set_bytes(backend), spare_bytes(per_token, backend)))
     found: dict[tuple[int, int, int], float] = {}
-    with scratch_directory(n_blocks * packed_bytes(config, fmt)[0], scratch) as directory:
-        stage = _Stage(backend.make_engine(config, block_packs(directory, config, fmt, n_blocks), shape, 0), config.d_model)
+    with scratch_directory(packed_bytes(config, fmt)[0], scratch) as directory:
+        stage = _Stage(backend.make_engine(config, block_packs(directory, config, fmt, 1), shape, 0), config.d_model)
+        written = _WrittenKv(stage, max(1, PAGE_BYTES // (4 * config.head_dim)))
         base: dict[tuple[int, int], float] = {}
-        written: dict[int, int] = {}  # by the number of rows: those with fewer rows wrote their own before
-        for rows, tokens, position in points:
+        for rows, tokens, position in _points(per_token, budget):
             if (rows, tokens) not in base:
                 base[rows, tokens] = stage.seconds((rows, tokens, 0), ATTENTION_BOX_S, flush)
                 found[rows, tokens, 0] = 0.0
-            stage.write_kv(rows, written.get(rows, 0), position, stride)
-            written[rows] = position
-            stage_s = stage.seconds((rows, tokens, position), ATTENTION_BOX_S, flush)
-            found[rows, tokens, position] = max(0.0, stage_s - base[rows, tokens]) / n_blocks
+            if written.reach(rows, position):
+                stage_s = stage.seconds((rows, tokens, position), ATTENTION_BOX_S, flush)
+                found[rows, tokens, position] = max(0.0, stage_s - base[rows, tokens])
     return found
 
 
 def _points(per_token: int, budget: int) -> Sequence[tuple[int, int, int]]:
-    """All that fit the budget; the shortest position of each is always there."""
-    shapes = [*((rows, 1) for rows in BATCHES), *((1, tokens) for tokens in CHUNKS)]
+    """All that fit the budget, those with the least KV first; the shortest position of one row is always there."""
+    shapes = [(1, 1), *((1, tokens) for tokens in CHUNKS), *((rows, 1) for rows in BATCHES if rows > 1)]
     return [
         (rows, tokens, position)
         for rows, tokens in shapes
