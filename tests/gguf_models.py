@@ -175,11 +175,11 @@ def rope_tensors(config: dict[str, Any]) -> dict[str, Tensor]:
 def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
     """What converters write for some architectures only."""
     rope = rope_of(config, "full_attention")
-    linear = (
-        {f"{a}.rope.scaling.type": "linear", f"{a}.rope.scaling.factor": rope["factor"]}
-        if rope["rope_type"] == "linear"
-        else {}
-    )
+    scaling = {}
+    if rope["rope_type"] in ("linear", "yarn"):
+        scaling = {f"{a}.rope.scaling.type": rope["rope_type"], f"{a}.rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "yarn":
+        scaling[f"{a}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     match a:
         case "gemma2":
             caps = ("attn_logit_softcapping", "final_logit_softcapping")
@@ -187,7 +187,7 @@ def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
                 f"{a}.attention.sliding_window": config["sliding_window"]
             }
         case "gemma3":
-            return linear | {
+            return scaling | {
                 f"{a}.attention.sliding_window": config["sliding_window"],
                 f"{a}.attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
                 f"{a}.rope.freq_base_swa": rope_of(config, "sliding_attention")["rope_theta"],
@@ -202,7 +202,7 @@ def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
                 f"{a}.rope.scaling.attn_factor": factor,
             }
         case _:
-            return linear
+            return scaling
 
 
 def tokenizer_metadata(size: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi.errors import ModelError
+from mdi.errors import ModelError, UserError
 from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
@@ -112,7 +112,7 @@ def _read_manifest(path: Path, packs_directory: Path) -> PackedModel | None:
     try:
         data = json.loads(path.read_text())
         packed = PackedModel.from_json(data) if data["version"] == MANIFEST_VERSION else None
-    except (OSError, ValueError, KeyError, TypeError, ModelError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None  # a manifest only saves time: made again from the checkpoint
     if packed and all(_has(packs_directory, ref) for ref in packed.refs):
         return packed

@@ -51,7 +51,7 @@ def resolve(name_or_path: str) -> ModelSource:
         file = None if (path / CONFIG).is_file() else find(path)
         return ModelSource(path.name, path, file)
     if path.is_file() and path.name.endswith(SUFFIX):
-        file = part_paths(path.resolve())[0]
+        file = part_paths(path.absolute())[0]  # not where a link leads: caches keep files under hashes, and names count parts
         return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a GGUF file, or a directory with config.json and .safetensors files")
@@ -91,7 +91,6 @@ class Model:
         """Raises ModelError when the config or the tokenizer cannot be used."""
         self.source = source
         self._gguf = None if source.gguf is None else Gguf.open(source.gguf)
-        self._coded = source.gguf is not None or Coding.find(source.directory) is not None
         self.config: ModelConfig
         if self._gguf is None:
             self.config = read_config(source.directory)
@@ -99,6 +98,7 @@ class Model:
         else:
             self.config = gguf_config(self._gguf)
             self.tokenizer = read_tokenizer(self._gguf, self.config)
+        self._coded = self._gguf is not None or Coding.find(source.directory) is not None
 
     @cached_property
     def checkpoint(self) -> WeightSource:

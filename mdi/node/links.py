@@ -94,12 +94,12 @@ async def measure_link(channel: grpc.aio.Channel, peer: str) -> Link:
     ended = ending(call)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
-            link = await _measure(call)
+            link = await _measure(_Exchanges(call, peer))
             await call.done_writing()
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the second when the peer ended the call while we wrote
         if (error := await ended) is not None:
             raise from_rpc_error(error, peer) from error
-        raise LinkError(f"{peer} ended a measurement", hint=f"look at the link: mdi doctor {peer}") from None
+        raise _ended(peer) from None
     except TimeoutError:
         raise LinkError(
             f"{peer} did not answer within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
@@ -109,20 +109,47 @@ async def measure_link(channel: grpc.aio.Channel, peer: str) -> Link:
     return link
 
 
-async def _measure(call: Any) -> Link:
-    round_trip_s = await _median_s(call, SIZE_BYTES, 1, TINY_ROUNDS, WARM_UP)
+def _ended(peer: str) -> LinkError:
+    return LinkError(f"{peer} ended a measurement of the link", hint="is that node shutting down? see `mdi nodes`")
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchanges:
+    """One call to the node `peer`, in which messages are answered one after another."""
+
+    call: Any
+    peer: str
+
+    async def median_s(self, sent: int, wanted: int, rounds: int, warm_up: int) -> float:
+        """Seconds from a message of `sent` bytes until the reply of `wanted` is there."""
+        message = wanted.to_bytes(SIZE_BYTES, "little") + bytes(sent - SIZE_BYTES)
+        times: list[float] = []
+        ends_s = time.perf_counter() + BOX_S
+        while len(times) < warm_up + rounds and (not times or time.perf_counter() < ends_s):
+            await asyncio.sleep(PAUSE_S)
+            started_s = time.perf_counter()
+            await self.call.write(message)
+            reply = await self.call.read()
+            times.append(time.perf_counter() - started_s)
+            if reply is grpc.aio.EOF or len(reply) != wanted:
+                raise _ended(self.peer)
+        return median(times[warm_up:] or times[-1:])
+
+
+async def _measure(exchanges: _Exchanges) -> Link:
+    round_trip_s = await exchanges.median_s(SIZE_BYTES, 1, TINY_ROUNDS, WARM_UP)
     half_s = round_trip_s / 2
+
+    async def one_way_s(n_bytes: int, outward: bool, rounds: int, warm_up: int) -> float:
+        """The way of the other, tiny message is half a round trip; noise must not make a frame faster than that."""
+        sent, wanted = (n_bytes, 1) if outward else (SIZE_BYTES, n_bytes)
+        return max(half_s, await exchanges.median_s(sent, wanted, rounds, warm_up) - half_s)
+
     directions = []
     for outward in (True, False):
-
-        async def one_way_s(n_bytes: int, rounds: int, warm_up: int, outward: bool = outward) -> float:
-            """The way of the other, tiny message is half a round trip; noise must not make a frame faster than that."""
-            sent, wanted = (n_bytes, 1) if outward else (SIZE_BYTES, n_bytes)
-            return max(half_s, await _median_s(call, sent, wanted, rounds, warm_up) - half_s)
-
-        decode_s = await one_way_s(DECODE_BYTES, DECODE_ROUNDS, WARM_UP)
+        decode_s = await one_way_s(DECODE_BYTES, outward, DECODE_ROUNDS, WARM_UP)
         probe = probe_bytes(half_s, decode_s)
-        probe_s = await one_way_s(probe, PREFILL_ROUNDS, 1)
+        probe_s = await one_way_s(probe, outward, PREFILL_ROUNDS, 1)
         prefill_s = half_s + (probe_s - half_s) * PREFILL_BYTES / probe
         directions.append(LinkTimes(round_trip_s, decode_s, max(decode_s, prefill_s)))
     return Link(*directions)
@@ -134,22 +161,6 @@ def probe_bytes(half_s: float, decode_s: float) -> int:
     if expected_s <= MAX_PROBE_S:
         return PREFILL_BYTES
     return max(DECODE_BYTES, int(PREFILL_BYTES * MAX_PROBE_S / expected_s))
-
-
-async def _median_s(call: Any, sent: int, wanted: int, rounds: int, warm_up: int) -> float:
-    """Seconds until the reply to one message is there."""
-    message = wanted.to_bytes(SIZE_BYTES, "little") + bytes(sent - SIZE_BYTES)
-    times: list[float] = []
-    ends_s = time.perf_counter() + BOX_S
-    while len(times) < warm_up + rounds and (not times or time.perf_counter() < ends_s):
-        await asyncio.sleep(PAUSE_S)
-        started_s = time.perf_counter()
-        await call.write(message)
-        reply = await call.read()
-        times.append(time.perf_counter() - started_s)
-        if reply is grpc.aio.EOF or len(reply) != wanted:
-            raise LinkError("a peer ended a measurement early", hint="run the command again")
-    return median(times[warm_up:] or times[-1:])
 
 
 def check_sizes(decode_bytes: int, prefill_bytes: int) -> None:

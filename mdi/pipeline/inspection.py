@@ -14,6 +14,7 @@ from mdi.model.quantise import Quant
 from mdi.model.source import ModelSource, kept_as, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
+from mdi.pipeline.api import check_shape
 from mdi.pipeline.problem import DEFAULT_CTX
 from mdi.profile.memory import HEADROOM_BYTES
 
@@ -113,7 +114,8 @@ SHAPE = (
 
 
 def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None) -> Inspection:
-    """Raises ModelError when the model could not be run."""
+    """Raises ModelError when the model could not be run, UserError for a context or a block that no model can have."""
+    check_shape(ctx, block)
     stored = stored_weights(source)
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)

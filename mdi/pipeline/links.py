@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -11,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mdi.errors import MdiError, PeerError
+from mdi.cluster.private_files import write_private
+from mdi.errors import MdiError
 from mdi.node.links import Link, LinkTimes
 from mdi.pipeline.rounds import Pair, rounds
 
 MAX_AGE_S = 3600.0  # Wi-Fi changes with who walks by; an hour saves the seconds of most starts
 MAX_REMEMBERED = 4096  # pairs: 64 nodes, every one with every other
+MAX_NUMBER = 1e12  # no time in seconds that a clock shows, or that a link takes, is beyond it
 
 Measure = Callable[[Pair], Coroutine[Any, Any, Link]]
 
@@ -30,7 +31,7 @@ class Known:
 
 
 class LinkMemory:
-    """Measured links in one JSON file. A damaged file is an empty one; one that cannot be written only costs time."""
+    """Measured links in one JSON file. What is damaged in it is not there."""
 
     def __init__(self, path: Path, now_s: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -41,32 +42,37 @@ class LinkMemory:
         entries, now_s = self._read(), self._now_s()
         found = {}
         for pair in pairs:
-            with contextlib.suppress(KeyError, ValueError, TypeError, PeerError):
-                at_s, round_trip_s, *ways = (float(value) for value in entries[" ".join(pair)])
-                there_decode_s, there_prefill_s, back_decode_s, back_prefill_s = ways
+            if (entry := entries.get(" ".join(pair))) is not None and 0 <= now_s - entry[0] <= MAX_AGE_S:
+                at_s, round_trip_s, there_decode_s, there_prefill_s, back_decode_s, back_prefill_s = entry
                 link = Link(
                     LinkTimes(round_trip_s, there_decode_s, there_prefill_s),
                     LinkTimes(round_trip_s, back_decode_s, back_prefill_s),
                 )
-                if 0 <= now_s - at_s <= MAX_AGE_S:
-                    found[pair] = Known(link, now_s - at_s)
+                found[pair] = Known(link, now_s - at_s)
         return found
 
     def remember(self, links: Mapping[Pair, Link]) -> None:
+        """Raises UserError when the file cannot be written. Of two commands that remember at once, the last one's table stays."""
         now_s = self._now_s()
         entries = self._read() | {" ".join(pair): [now_s, *_numbers(link)] for pair, link in links.items()}
         newest = dict(sorted(entries.items(), key=lambda entry: -entry[1][0])[:MAX_REMEMBERED])
-        partial = self._path.with_suffix(".partial")
-        with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(newest))
-            partial.replace(self._path)
+        write_private(self._path, json.dumps(newest).encode())
 
     def _read(self) -> dict[str, list[float]]:
         try:
-            entries = json.loads(self._path.read_text())
-            return {key: value for key, value in entries.items() if len(value) == 6 and isinstance(value[0], (int, float))}
-        except (OSError, ValueError, AttributeError, TypeError):
+            entries = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
             return {}
+        return {key: entry for key, entry in entries.items() if _is_entry(entry)} if isinstance(entries, dict) else {}
+
+
+def _is_entry(value: object) -> bool:
+    """Whether it is Unix time and five times in seconds; NaN fails every comparison."""
+    return (
+        isinstance(value, list)
+        and len(value) == 6
+        and all(isinstance(number, int | float) and 0 <= number <= MAX_NUMBER for number in value)
+    )
 
 
 def _numbers(link: Link) -> tuple[float, ...]:

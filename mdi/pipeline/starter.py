@@ -33,6 +33,7 @@ from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
 from mdi.profile.device import DeviceInfo
+from mdi.profile.memory import keep_large_blocks_apart
 from mdi.wire.frame import FrameLimits
 
 STEP_TIMEOUT_FLOOR_S = 10.0
@@ -105,6 +106,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
     model = Model(resolve(options.model))
     workload = Workload.of(model, options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_large_blocks_apart()
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(EngineThread())
         packing = asyncio.create_task(_pack(model, options, workload, home, on_progress), name="prepare the packs")

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mdi.cluster.certificates import Authority
+from mdi.cluster.certificates import issue_credentials
 from mdi.cluster.home import Home
 from mdi.cluster.identity import Identity
 from mdi.cluster.key import ClusterKey
@@ -36,9 +36,8 @@ from mdi.wire.status import from_rpc_error
 @asynccontextmanager
 async def channel_to(handler: grpc.GenericRpcHandler | None, directory: Path) -> AsyncIterator[grpc.aio.Channel]:
     """To a server of the same cluster that has this handler."""
-    home = Home(directory).create()
-    identity = Identity.load_or_create(home)
-    credentials = Authority.of(ClusterKey.generate()).issue(identity)
+    identity = Identity.load_or_create(Home(directory).create())
+    credentials = issue_credentials(ClusterKey.generate(), identity)
     server = new_server([handler] if handler else [])
     port = server.add_secure_port("127.0.0.1:0", server_credentials(credentials))
     await server.start()
@@ -114,6 +113,21 @@ async def test_a_peer_that_answers_wrongly_or_stops_is_an_error(tmp_path: Path, 
     async with channel_to(answering(reply), tmp_path) as channel:
         with pytest.raises(LinkError, match="ended a measurement"):
             await measure_link(channel, "peer")
+
+
+async def test_a_peer_that_fails_between_two_replies_is_named(tmp_path: Path) -> None:
+    """The next write then finds a call that has ended, which gRPC does not raise as an error of the call."""
+
+    async def fail(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        await anext(aiter(messages))
+        await context.write(bytes(1))
+        await context.abort(grpc.StatusCode.ABORTED, "out of memory")
+
+    method = {links.EXCHANGE_METHOD: grpc.stream_stream_rpc_method_handler(fail)}
+    failing = grpc.method_handlers_generic_handler(links.EXCHANGE_SERVICE, method)
+    async with channel_to(failing, tmp_path) as channel:
+        with pytest.raises(PeerError, match=r"pi .*out of memory"):
+            await measure_link(channel, "pi")
 
 
 async def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from mdi.engine.protocol import StageShape
+from mdi.errors import UserError
 from mdi.model.gguf import types
 from mdi.model.packed import prepare
 from mdi.model.quantise import Quant, WeightFormat
@@ -82,3 +83,9 @@ def test_block_or_head_larger_than_a_device_fits_no_number_of_them() -> None:
     assert fit(4 * GIB, 10, 5 * GIB, GIB / 8) == Fit(4 * GIB, False, 0, None)
     assert fit(4 * GIB, 10, GIB, 5 * GIB) == Fit(4 * GIB, False, 3, None)
     assert fit(OTHERS // 2, 10, GIB, GIB) == Fit(OTHERS // 2, False, 0, None)
+
+
+@pytest.mark.parametrize(("sizes", "said"), [({"ctx": -5}, "--ctx -5"), ({"ctx": 0}, "--ctx 0"), ({"block": 0}, "--block 0")])
+def test_sizes_that_no_model_has_are_refused(twins: tuple[Path, Path], sizes: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        inspect(resolve(str(twins[0])), Quant.AUTO, **sizes)

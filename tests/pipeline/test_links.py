@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from mdi.errors import LinkError, MdiError
+from mdi.errors import LinkError, MdiError, UserError
 from mdi.node.links import DECODE_BYTES, PREFILL_BYTES, Link, LinkTimes
 from mdi.pipeline.links import MAX_AGE_S, MAX_REMEMBERED, Known, LinkMemory, measure_pairs
 from mdi.pipeline.matrix import HERE, Matrix, device
@@ -41,20 +42,39 @@ def test_a_measured_link_is_remembered_with_its_age_for_a_while(tmp_path: Path) 
     assert memory.recall([AB, AC]) == {}
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[1]", '{"a b": 3}', '{"a b": [1e9, "x", 1, 1, 1, 1]}', '{"a b": [1e9, -1, 1, 1, 1, 1]}', '{"a b": [1e9, 1, 1]}'],
-)
-def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "[1]", "3", "\xff"])
+def test_a_damaged_file_is_an_empty_one(tmp_path: Path, text: str) -> None:
     path = tmp_path / "links.json"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     memory = LinkMemory(path, Clock())
     assert memory.recall([AB]) == {}
     memory.remember({AB: LINK})
     assert memory.recall([AB]) == {AB: Known(LINK, 0.0)}
 
 
-def test_a_memory_has_a_bound_and_a_directory_that_is_gone_only_costs_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["x", 1, 2, 3, 4, 5],
+        [None, 1, 2, 3, 4, 5],
+        [1, 1, "x", 3, 4, 5],
+        [1, float("nan"), 2, 3, 4, 5],
+        [1, -1, 2, 3, 4, 5],
+        [1, 2, 3],
+        "abc",
+        7,
+    ],
+)
+def test_a_damaged_entry_is_forgotten_alone(tmp_path: Path, entry: object) -> None:
+    path = tmp_path / "links.json"
+    path.write_text(json.dumps({"a b": entry, "b c": entry, "a c": [1.0, 0.5, 0.6, 0.7, 0.8, 0.9]}))
+    memory = LinkMemory(path, lambda: 1.0)
+    assert memory.recall([AB, AC]) == {AC: Known(Link(LinkTimes(0.5, 0.6, 0.7), LinkTimes(0.5, 0.8, 0.9)), 0.0)}
+    memory.remember({AB: LINK})
+    assert memory.recall([AB, AC, BC]).keys() == {AB, AC}
+
+
+def test_a_memory_has_a_bound(tmp_path: Path) -> None:
     clock = Clock()
     memory = LinkMemory(tmp_path / "links.json", clock)
     memory.remember({(f"{i}", "x"): LINK for i in range(MAX_REMEMBERED)})
@@ -62,7 +82,34 @@ def test_a_memory_has_a_bound_and_a_directory_that_is_gone_only_costs_time(tmp_p
     memory.remember({AB: LINK})
     assert memory.recall([AB]) == {AB: Known(LINK, 0.0)}
     assert len(json.loads((tmp_path / "links.json").read_text())) == MAX_REMEMBERED
-    LinkMemory(tmp_path / "gone" / "links.json").remember({AB: LINK})
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"links\.json"):
+        LinkMemory(tmp_path / "gone" / "links.json").remember({AB: LINK})
+
+
+def test_two_commands_of_one_home_may_remember_at_once(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+    together = threading.Barrier(2)
+
+    def write() -> None:
+        memory = LinkMemory(tmp_path / "links.json")
+        together.wait()
+        try:
+            for _ in range(50):
+                memory.remember({AB: LINK})
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert LinkMemory(tmp_path / "links.json").recall([AB])[AB].link == LINK
+    assert [path.name for path in tmp_path.iterdir()] == ["links.json"]
 
 
 def test_frames_of_other_sizes_lie_on_the_lines_between() -> None:

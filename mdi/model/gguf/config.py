@@ -5,6 +5,7 @@ So whatever `ModelConfig.from_hf` learns about a family holds for both worlds.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mdi.errors import ModelError
@@ -25,6 +26,8 @@ REFUSED = (
     "logit_scale",
     "attention.clamp_kqv",
     "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
 )
 
 
@@ -101,7 +104,19 @@ def _rope(gguf: Gguf, fields: Fields, values: HfValues, rotated: int) -> HfValue
         }
     if kind == "none" or (kind == "linear" and f"{a}.rope.scaling.factor" not in fields.values):
         return {}
-    return {"rope_scaling": {"rope_type": kind, "factor": fields.number(f"{a}.rope.scaling.factor", 1.0)}}
+    scaling: HfValues = {"rope_type": kind, "factor": fields.number(f"{a}.rope.scaling.factor", 1.0)}
+    return {"rope_scaling": scaling | (_yarn(fields, a, scaling["factor"]) if kind == "yarn" else {})}
+
+
+def _yarn(fields: Fields, a: str, factor: float) -> HfValues:
+    """`attn_factor` multiplies the length that YaRN gives queries and keys by itself; at Hugging Face `attention_factor` replaces it."""
+    length = (1 + 0.1 * math.log(factor)) if factor > 1 else 1.0
+    return {
+        "original_max_position_embeddings": fields.optional_integer(f"{a}.rope.scaling.original_context_length"),
+        "beta_fast": fields.optional_number(f"{a}.rope.scaling.yarn_beta_fast"),
+        "beta_slow": fields.optional_number(f"{a}.rope.scaling.yarn_beta_slow"),
+        "attention_factor": length * fields.number(f"{a}.rope.scaling.attn_factor", 1.0),
+    }
 
 
 def _factors(gguf: Gguf, name: str, n_pairs: int) -> list[float] | None:

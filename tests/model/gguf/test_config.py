@@ -12,6 +12,7 @@ from mdi.model.gguf import types
 from mdi.model.gguf.architectures import ARCHITECTURES, paired_to_halves
 from mdi.model.gguf.config import hf_config, read_config
 from mdi.model.gguf.files import Gguf
+from mdi.model.rope import YarnScaling
 from tests.model.gguf.written import Tensor, Typed, Written
 
 D, V = 64, 96
@@ -90,7 +91,8 @@ def test_head_size_is_the_files_own(tmp_path: Path) -> None:
         ({"llama.attention.value_length": 8}, "value_length"),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale"),
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "yarn"),
+        ({"llama.rope.scaling.type": "resonance", "llama.rope.scaling.factor": 4.0}, "resonance"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
         ({"llama.rope.freq_base": -1.0}, "freq_base"),
         ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id"),
     ],
@@ -124,6 +126,16 @@ def test_linear_rope_scaling_is_read(tmp_path: Path) -> None:
     plain = read_config(gguf(tmp_path, metadata())).rope
     scaled = read_config(gguf(tmp_path, metadata(rope__scaling__type="linear", rope__scaling__factor=4.0))).rope
     np.testing.assert_allclose(scaled.inverse_frequencies(16) * 4, plain.inverse_frequencies(16), rtol=1e-6)
+
+
+def test_yarn_is_read(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 1024}
+    values = metadata("qwen2", **{f"rope__scaling__{key}": value for key, value in yarn.items()})
+    scaling = read_config(gguf(tmp_path, values)).rope.scaling
+    assert scaling == YarnScaling(4.0, 1024, 32.0, 1.0, pytest.approx(1 + 0.1 * math.log(4)), True)
+    values |= {"qwen2.rope.scaling.attn_factor": 1.5, "qwen2.rope.scaling.yarn_beta_fast": 16.0}
+    scaling = read_config(gguf(tmp_path, values)).rope.scaling
+    assert scaling == YarnScaling(4.0, 1024, 16.0, 1.0, pytest.approx(1.5 * (1 + 0.1 * math.log(4))), True)
 
 
 @pytest.mark.parametrize(
