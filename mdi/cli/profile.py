@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from mdi.cli import options as given
+from mdi.cli.loop import run_async
 from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
@@ -24,23 +25,30 @@ def profile(
     refresh: given.Refresh = False,
 ) -> None:
     """Measure this device, with its own kernels and the blocks of a model; what is known is not measured again."""
+    from dataclasses import replace
+
     from mdi.cli.render_profile import profile_text
     from mdi.cluster.home import Home
     from mdi.engine.backend import AUTO, choose_backend
+    from mdi.pipeline.own import own_info
     from mdi.profile.device import DeviceInfo
     from mdi.profile.whole import measure_whole
 
+    home = Home.open()
+    own = run_async(own_info(home))  # as its daemon computes, so that both find the same in the cache
     subject = _subject(model, quant, block, ctx)
     if not as_json:
         note(f"measuring this device with the blocks of {subject.name}")
     found = measure_whole(
-        Home.open().profiles_path,
+        home.profiles_path,
         subject,
-        threads or DeviceInfo.of_this_device().usable_cores,
-        choose_backend(device or AUTO),
+        threads or (own.threads if own else DeviceInfo.of_this_device().usable_cores),
+        choose_backend(device or (own.device if own else AUTO)),
         max_memory=given.parse_memory(max_memory),
         refresh=refresh,
     )
+    if own is not None and max_memory is None:
+        found = replace(found, memory=replace(found.memory, offered_bytes=own.memory_offered_bytes))
     say(json.dumps(found.to_json()) if as_json else profile_text(found))
 
 

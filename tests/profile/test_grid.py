@@ -21,6 +21,12 @@ INT4 = WeightFormat(4, 128)
 ALL = (0, *POSITIONS)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine leaves no point out."""
+    monkeypatch.setattr(grid_module, "WRITING_BOX_S", 120.0)
+
+
 @pytest.fixture
 def wide(tiny: ModelConfig) -> ModelConfig:
     """Attention that costs something: 8 KiB of KV per token."""
