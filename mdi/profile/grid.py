@@ -32,11 +32,11 @@ BATCHES = (1, 2, 4, 8)  # conversations that decode together
 POSITIONS = (512, 2048)  # tokens in KV: a short conversation, and a long one
 CHUNKS = (32, 128)  # tokens of one prompt
 CTX = 2 * max(POSITIONS)
-DECODE_BOX_S = 0.25
-PREFILL_BOX_S = 0.4
-ATTENTION_BOX_S = 0.12
+DECODE_BOX_S = 0.2
+PREFILL_BOX_S = 0.3
+ATTENTION_BOX_S = 0.08
 KV_BUDGET_BYTES = 160 << 20  # written for the largest point; those that would need more are left out
-WRITING_BOX_S = 2.0  # for all of that KV; on a slow device the points with the most are left out
+WRITING_BOX_S = 1.5  # for all of that KV; on a slow device the points with the most are left out
 PAGE_BYTES = 4096
 LEAST_SHARE = 0.02  # of a point's time that its block takes whatever noise made of the overhead
 
