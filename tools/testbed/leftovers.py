@@ -45,16 +45,22 @@ def beds() -> set[str]:
 def locked(bed: str) -> Iterator[None]:
     """One process builds or removes a bed at a time. Raises UserError when another one has it."""
     path = Path(tempfile.gettempdir()) / f"{bed_prefix(bed)}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                break
         except BlockingIOError:
+            os.close(descriptor)
             raise UserError(
                 f"testbed {bed} is being used by another process", hint="wait for it, or give your testbed another name"
             ) from None
+        os.close(descriptor)  # the one who held it has just taken the file away
+    try:
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
