@@ -14,7 +14,9 @@ from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import DEFAULT_BLOCK, Quant, WeightFormat
 from mdi.profile.blocks import measure_blocks, measure_head
+from mdi.profile.condition import LoadWatch
 from mdi.profile.device import DeviceInfo, measure_device
+from mdi.profile.grid import measure_grid
 from mdi.profile.timing import spread_of
 from tools.shapes import SHAPES, named_shape
 
@@ -23,10 +25,11 @@ RUNS = 3
 
 def one_run(config: ModelConfig, fmt: WeightFormat, threads: int, ctx: int, chunk_tokens: int) -> dict[str, float]:
     """Every measured number by its name with its unit."""
-    start = time.perf_counter()
+    start, watch = time.perf_counter(), LoadWatch()
     device = measure_device(threads)
     blocks = measure_blocks(config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens)
     head = measure_head(config, fmt, threads)
+    grid = measure_grid(config, fmt, blocks.decode.overhead_s, threads=threads)
     taken_s = time.perf_counter() - start
     n = config.n_blocks
     return {
@@ -39,17 +42,22 @@ def one_run(config: ModelConfig, fmt: WeightFormat, threads: int, ctx: int, chun
         "head ms": head.decode_s * 1e3,
         "whole model, decode tok/s": 1 / (blocks.decode.seconds(n) + head.decode_s),
         "whole model, prefill tok/s": blocks.chunk_tokens / (blocks.prefill.seconds(n) + head.decode_s),
+        **{
+            f"block ms, {point.rows} x {point.tokens} after {point.position}": point.block_s * 1e3
+            for point in (*grid.decode, *grid.prefill)
+        },
         "measuring took s": taken_s,
+        "others' share %": watch.load().others_share * 100,
     }
 
 
 def table(runs: Sequence[dict[str, float]]) -> str:
     """A line for each number: the runs, and (largest - smallest) / smallest."""
-    lines = [f"{'':28}" + "".join(f"{f'run {i + 1}':>12}" for i in range(len(runs))) + f"{'apart':>9}"]
+    lines = [f"{'':32}" + "".join(f"{f'run {i + 1}':>12}" for i in range(len(runs))) + f"{'apart':>9}"]
     for name in runs[0]:
         values = [run[name] for run in runs]
         apart = f"{spread_of(values):9.1%}" if min(values) > 0 else f"{'-':>9}"
-        lines.append(f"{name:28}" + "".join(f"{value:12.4g}" for value in values) + apart)
+        lines.append(f"{name:32}" + "".join(f"{value:12.4g}" for value in values) + apart)
     return "\n".join(lines)
 
 

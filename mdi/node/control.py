@@ -16,9 +16,9 @@ from mdi.errors import MdiError, PeerError
 from mdi.model.config import ModelConfig
 from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler
-from mdi.node.links import measure_link
+from mdi.node.links import check_sizes, measure_link
 from mdi.node.measure import Measurer
-from mdi.node.messages import node_address, pack_list, pack_refs, stage_spec, weight_format
+from mdi.node.messages import link_report, node_address, pack_list, pack_refs, stage_spec, weight_format
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
@@ -96,14 +96,13 @@ class ControlServicer(NodeServicer):
 
     async def MeasureLink(self, request: pb.MeasureLinkRequest, context: grpc.aio.ServicerContext) -> pb.LinkReport:
         try:
+            check_sizes(request.decode_bytes, request.prefill_bytes)
             peer = node_address(request.peer)
             async with self._dialler.open(peer) as channel:
-                times = await measure_link(
-                    channel, peer.name, decode_bytes=request.decode_bytes, prefill_bytes=request.prefill_bytes
-                )
+                link = await measure_link(channel, peer.name)
         except MdiError as error:
             await abort(context, error)
-        return pb.LinkReport(decode_s=times.decode_s, prefill_s=times.prefill_s)
+        return link_report(link)
 
     async def MissingPacks(self, request: pb.PackList, context: grpc.aio.ServicerContext) -> pb.PackList:
         try:

@@ -28,7 +28,7 @@ from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
 from mdi.node.control import ControlServicer, Me
 from mdi.node.dial import Dialler
-from mdi.node.links import echo_handler
+from mdi.node.links import exchange_handler
 from mdi.node.measure import Measurer
 from mdi.node.packs import PackStore
 from mdi.node.ring import RingServicer
@@ -120,7 +120,7 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         dialler = Dialler(credentials)
         me = Me(identity.node_id, name, device, threads, time.monotonic(), backend)
         ring = RingServicer(stages, engine, dialler)
-        server = new_server([handlers(ring.on_flow, ring.on_collect), echo_handler()])
+        server = new_server([handlers(ring.on_flow, ring.on_collect), exchange_handler()])
         measurer = Measurer(home.profiles_path, engine, threads, backend)
         add_NodeServicer_to_server(ControlServicer(me, stages, packs, dialler, measurer), server)
         port = _listen(server, options, server_credentials(credentials))

@@ -1,8 +1,9 @@
-"""The link from one node to another: how long frames of two sizes take, one way, measured between the two themselves."""
+"""A link between two nodes: how long frames of two sizes take, each way, measured between the two themselves."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,80 +12,161 @@ from typing import Any
 
 import grpc
 
-from mdi.errors import LinkError, UserError
+from mdi.errors import FrameError, LinkError, PeerError
 from mdi.wire.frame import MAX_FRAME_BYTES
-from mdi.wire.status import ending, from_rpc_error
+from mdi.wire.status import abort, ending, from_rpc_error
 
-ECHO_METHOD = "Echo"
-ECHO_SERVICE = "mdi.Link"
-MAX_ECHOES = 64  # per call: an echo is for a measurement, not for traffic
+EXCHANGE_METHOD = "Exchange"
+EXCHANGE_SERVICE = "mdi.Link"
+MAX_EXCHANGES = 64  # per call: it is for a measurement, not for traffic
+SIZE_BYTES = 4  # a message begins with the size of the reply that it wants
+
+# The sizes that are measured; others lie on the lines between. One token of a model with 4096 activations, and the largest frame.
+DECODE_BYTES = (16 << 10) + 128
+PREFILL_BYTES = (1 << 20) + 128
+
 WARM_UP = 2  # the first messages open the HTTP/2 windows
-SMALL_ROUNDS = 15
-LARGE_ROUNDS = 4
-# In decoding, a frame finds both ends asleep, as they wait for the computation: back-to-back echoes would flatter a link threefold.
+TINY_ROUNDS = 9
+DECODE_ROUNDS = 9
+PREFILL_ROUNDS = 4
+BOX_S = 0.4  # for one size and direction, so that eight nodes are measured within 15 s; one round is always finished
+# In decoding, a frame finds both ends asleep, as they wait for the computation: back-to-back messages would flatter a link threefold.
 PAUSE_S = 0.01
-MEASURE_TIMEOUT_S = 20.0
+MAX_PROBE_S = 1.0  # a prefill frame that would take longer is measured by a smaller one
+MEASURE_TIMEOUT_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
 class LinkTimes:
-    """Seconds one way for a frame of decode size and for one of prefill size."""
+    """One direction: seconds there and back of a message without content, and one way for frames of DECODE_BYTES and PREFILL_BYTES."""
 
+    round_trip_s: float
     decode_s: float
     prefill_s: float
 
+    def __post_init__(self) -> None:
+        times = (self.round_trip_s, self.decode_s, self.prefill_s)
+        if not all(math.isfinite(each) and each >= 0 for each in times):
+            raise PeerError(f"a link was measured as {times}, which are no times")
 
-async def _echo(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+    def seconds(self, n_bytes: int) -> float:
+        """One way for a frame of any size: on the line between the measured sizes, and beyond the larger one on the same line."""
+        half_s = self.round_trip_s / 2
+        if n_bytes <= DECODE_BYTES:
+            return half_s + (self.decode_s - half_s) * n_bytes / DECODE_BYTES
+        slope = (self.prefill_s - self.decode_s) / (PREFILL_BYTES - DECODE_BYTES)
+        return self.decode_s + slope * (n_bytes - DECODE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Both directions between two nodes, seen from the one that measured."""
+
+    there: LinkTimes
+    back: LinkTimes
+
+    @property
+    def reversed(self) -> Link:
+        return Link(self.back, self.there)
+
+
+async def _exchange(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
     count = 0
     async for message in messages:
         count += 1
-        if count > MAX_ECHOES:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {MAX_ECHOES} echoes in a call")
-        await context.write(message)
+        size = int.from_bytes(message[:SIZE_BYTES], "little")
+        if count > MAX_EXCHANGES or len(message) < SIZE_BYTES or not 1 <= size <= MAX_FRAME_BYTES:
+            await abort(
+                context, FrameError(f"a measurement is at most {MAX_EXCHANGES} replies of 1 to {MAX_FRAME_BYTES} bytes")
+            )
+        await context.write(bytes(size))
 
 
-def echo_handler() -> grpc.GenericRpcHandler:
-    """What a server needs to be measured."""
-    return grpc.method_handlers_generic_handler(ECHO_SERVICE, {ECHO_METHOD: grpc.stream_stream_rpc_method_handler(_echo)})
+def exchange_handler() -> grpc.GenericRpcHandler:
+    """What a server needs to be measured: it answers each message with as many bytes as that asks for."""
+    handler = grpc.stream_stream_rpc_method_handler(_exchange)
+    return grpc.method_handlers_generic_handler(EXCHANGE_SERVICE, {EXCHANGE_METHOD: handler})
 
 
-async def measure_link(channel: grpc.aio.Channel, peer: str, *, decode_bytes: int, prefill_bytes: int) -> LinkTimes:
-    """Half the median round trip of each size. Raises LinkError when the peer falls silent."""
-    for name, value in (("decode_bytes", decode_bytes), ("prefill_bytes", prefill_bytes)):
-        if not 1 <= value <= MAX_FRAME_BYTES:
-            raise UserError(f"{name} is {value}, outside 1 to {MAX_FRAME_BYTES}")
-    call = channel.stream_stream(f"/{ECHO_SERVICE}/{ECHO_METHOD}")()
+async def measure_link(channel: grpc.aio.Channel, peer: str) -> Link:
+    """Takes half a second on a home network, some seconds on a link of 10 Mbit/s. Raises LinkError when the peer falls silent."""
+    call = channel.stream_stream(f"/{EXCHANGE_SERVICE}/{EXCHANGE_METHOD}")()
     ended = ending(call)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
-            decode_s = await _one_way_s(call, peer, bytes(decode_bytes), SMALL_ROUNDS)
-            prefill_s = await _one_way_s(call, peer, bytes(prefill_bytes), LARGE_ROUNDS)
+            link = await _measure(_Exchanges(call, peer))
             await call.done_writing()
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error, peer) from error
-    except asyncio.InvalidStateError:  # a write after the peer had ended the call: its status says why
-        status = await ended
-        raise (from_rpc_error(status, peer) if status else _ended(peer)) from None
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the second when the peer ended the call while we wrote
+        if (error := await ended) is not None:
+            raise from_rpc_error(error, peer) from error
+        raise _ended(peer) from None
     except TimeoutError:
         raise LinkError(
-            f"{peer} did not echo within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
+            f"{peer} did not answer within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
         ) from None
     finally:
         call.cancel()
-    return LinkTimes(decode_s, max(prefill_s, decode_s))
+    return link
 
 
 def _ended(peer: str) -> LinkError:
     return LinkError(f"{peer} ended a measurement of the link", hint="is that node shutting down? see `mdi nodes`")
 
 
-async def _one_way_s(call: Any, peer: str, message: bytes, rounds: int) -> float:
-    times = []
-    for _ in range(WARM_UP + rounds):
-        await asyncio.sleep(PAUSE_S)
-        started = time.perf_counter()
-        await call.write(message)
-        if await call.read() is grpc.aio.EOF:
-            raise _ended(peer)
-        times.append(time.perf_counter() - started)
-    return median(times[WARM_UP:]) / 2
+@dataclass(frozen=True, slots=True)
+class _Exchanges:
+    """One call to the node `peer`, in which messages are answered one after another."""
+
+    call: Any
+    peer: str
+
+    async def median_s(self, sent: int, wanted: int, rounds: int, warm_up: int) -> float:
+        """Seconds from a message of `sent` bytes until the reply of `wanted` is there."""
+        message = wanted.to_bytes(SIZE_BYTES, "little") + bytes(sent - SIZE_BYTES)
+        times: list[float] = []
+        ends_s = time.perf_counter() + BOX_S
+        while len(times) < warm_up + rounds and (not times or time.perf_counter() < ends_s):
+            await asyncio.sleep(PAUSE_S)
+            started_s = time.perf_counter()
+            await self.call.write(message)
+            reply = await self.call.read()
+            times.append(time.perf_counter() - started_s)
+            if reply is grpc.aio.EOF or len(reply) != wanted:
+                raise _ended(self.peer)
+        return median(times[warm_up:] or times[-1:])
+
+
+async def _measure(exchanges: _Exchanges) -> Link:
+    round_trip_s = await exchanges.median_s(SIZE_BYTES, 1, TINY_ROUNDS, WARM_UP)
+    half_s = round_trip_s / 2
+
+    async def one_way_s(n_bytes: int, outward: bool, rounds: int, warm_up: int) -> float:
+        """The way of the other, tiny message is half a round trip; noise must not make a frame faster than that."""
+        sent, wanted = (n_bytes, 1) if outward else (SIZE_BYTES, n_bytes)
+        return max(half_s, await exchanges.median_s(sent, wanted, rounds, warm_up) - half_s)
+
+    directions = []
+    for outward in (True, False):
+        decode_s = await one_way_s(DECODE_BYTES, outward, DECODE_ROUNDS, WARM_UP)
+        probe = probe_bytes(half_s, decode_s)
+        probe_s = await one_way_s(probe, outward, PREFILL_ROUNDS, 1)
+        prefill_s = half_s + (probe_s - half_s) * PREFILL_BYTES / probe
+        directions.append(LinkTimes(round_trip_s, decode_s, max(decode_s, prefill_s)))
+    return Link(*directions)
+
+
+def probe_bytes(half_s: float, decode_s: float) -> int:
+    """The size that is sent in the place of a prefill frame, so that a link of 1 Mbit/s is not measured for minutes."""
+    expected_s = half_s + (decode_s - half_s) * PREFILL_BYTES / DECODE_BYTES
+    if expected_s <= MAX_PROBE_S:
+        return PREFILL_BYTES
+    return max(DECODE_BYTES, int(PREFILL_BYTES * MAX_PROBE_S / expected_s))
+
+
+def check_sizes(decode_bytes: int, prefill_bytes: int) -> None:
+    """For a caller that was told sizes: both ends must mean the same. Raises PeerError."""
+    if (decode_bytes, prefill_bytes) != (DECODE_BYTES, PREFILL_BYTES):
+        raise PeerError(
+            f"links are measured with {DECODE_BYTES} and {PREFILL_BYTES} bytes, not {decode_bytes} and {prefill_bytes}",
+            hint="install the same version of MDI on both devices",
+        )

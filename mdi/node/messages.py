@@ -12,6 +12,7 @@ from mdi.model.config import ModelConfig
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
+from mdi.node.links import Link, LinkTimes
 from mdi.node.stage import StageSpec
 from mdi.plan.plan import BlockRange
 from mdi.wire import mdi_pb2 as pb
@@ -58,6 +59,24 @@ def node_address(message: pb.PeerAddress) -> NodeAddress:
 
 def peer_address_message(node: NodeAddress) -> pb.PeerAddress:
     return pb.PeerAddress(node_id=node.node_id, name=node.name, addresses=node.addresses, port=node.port)
+
+
+def link_report(link: Link) -> pb.LinkReport:
+    return pb.LinkReport(
+        round_trip_s=link.there.round_trip_s,
+        decode_s=link.there.decode_s,
+        prefill_s=link.there.prefill_s,
+        back_decode_s=link.back.decode_s,
+        back_prefill_s=link.back.prefill_s,
+    )
+
+
+def reported_link(report: pb.LinkReport) -> Link:
+    """The inverse of `link_report`. Raises PeerError for what are no times."""
+    return Link(
+        LinkTimes(report.round_trip_s, report.decode_s, report.prefill_s),
+        LinkTimes(report.round_trip_s, report.back_decode_s, report.back_prefill_s),
+    )
 
 
 def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int) -> StageSpec:

@@ -15,8 +15,8 @@ from mdi.model.config import ModelConfig
 from mdi.model.packs import PackRef, chunks
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import Dialler, NodeAddress
-from mdi.node.links import LinkTimes, measure_link
-from mdi.node.messages import load_request, pack_list, pack_refs, peer_address_message, weight_format_message
+from mdi.node.links import DECODE_BYTES, PREFILL_BYTES, Link, measure_link
+from mdi.node.messages import load_request, pack_list, pack_refs, peer_address_message, reported_link, weight_format_message
 from mdi.node.stage import StageSpec
 from mdi.wire import PROTOCOL
 from mdi.wire import mdi_pb2 as pb
@@ -58,16 +58,15 @@ class Peer:
         )
         return await self._call(self._node.Profile(request, timeout=PROFILE_TIMEOUT_S))
 
-    async def link_from_here(self, decode_bytes: int, prefill_bytes: int) -> LinkTimes:
-        return await measure_link(self._channel, self.address.name, decode_bytes=decode_bytes, prefill_bytes=prefill_bytes)
+    async def link_from_here(self) -> Link:
+        return await measure_link(self._channel, self.address.name)
 
-    async def link_to(self, other: NodeAddress, decode_bytes: int, prefill_bytes: int) -> LinkTimes:
-        """The link from this node to another one, measured between the two."""
+    async def link_to(self, other: NodeAddress) -> Link:
+        """The link between this node and another one, measured between the two."""
         request = pb.MeasureLinkRequest(
-            peer=peer_address_message(other), decode_bytes=decode_bytes, prefill_bytes=prefill_bytes
+            peer=peer_address_message(other), decode_bytes=DECODE_BYTES, prefill_bytes=PREFILL_BYTES
         )
-        report = await self._call(self._node.MeasureLink(request, timeout=LINK_TIMEOUT_S))
-        return LinkTimes(report.decode_s, report.prefill_s)
+        return reported_link(await self._call(self._node.MeasureLink(request, timeout=LINK_TIMEOUT_S)))
 
     async def missing(self, refs: tuple[PackRef, ...]) -> tuple[PackRef, ...]:
         reply = await self._call(self._node.MissingPacks(pack_list(refs), timeout=CALL_TIMEOUT_S))

@@ -13,13 +13,12 @@ from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
 from mdi.model.source import Model
-from mdi.node.links import LinkTimes
 from mdi.node.measure import Measurer
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
 from mdi.pipeline.api import OnProgress, Progress, StarterOptions
-from mdi.pipeline.links import LinkMemory, Pair, measure_pairs
+from mdi.pipeline.matrix import measure_matrix
 from mdi.pipeline.survey import House, Neighbour
-from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
+from mdi.plan.costs import UNREACHABLE, LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
 from mdi.profile.blocks import LinearTime
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
@@ -122,7 +121,7 @@ async def draw_problem(
         workload.model_cost(),
         (starter, *workers),
         StarterCost(head.decode_s, head.decode_s, head_bytes),
-        {ids: LinkCost(link.decode_s, link.prefill_s) for ids, link in links.items()},
+        links,
     )
 
 
@@ -163,29 +162,19 @@ def _device(neighbour: Neighbour) -> str:
 
 async def _links(
     house: House, workers: list[Neighbour], workload: Workload, refresh: bool, on_progress: OnProgress
-) -> dict[tuple[str, str], LinkTimes]:
-    """Both directions of every pair, from memory where it is fresh."""
-    sizes = (workload.decode_bytes, workload.prefill_bytes)
-    memory = LinkMemory(house.home.profiles_path / "links.json", *sizes)
-    by_id = {neighbour.info.node_id: neighbour for neighbour in workers}
-    pairs: list[Pair] = [(a, b) for a, b in itertools.combinations(sorted((house.node_id, *by_id)), 2)]
-    known = {} if refresh else {pair: link for pair in pairs if (link := memory.recall(pair)) is not None}
-    unknown = [pair for pair in pairs if pair not in known]
-
-    async def measure(pair: Pair) -> LinkTimes:
-        first, second = pair if pair[1] != house.node_id else (pair[1], pair[0])
-        if first == house.node_id:
-            return await by_id[second].peer.link_from_here(*sizes)
-        return await by_id[first].peer.link_to(by_id[second].peer.address, *sizes)
-
-    if unknown:
-        label = "measuring the links"
-        on_progress(Progress("links", label, 0, len(unknown)))
-        known |= (
-            measured := await measure_pairs(unknown, measure, lambda n: on_progress(Progress("links", label, n, len(unknown))))
+) -> dict[tuple[str, str], LinkCost]:
+    """Every ordered pair, at the sizes of this model's frames."""
+    matrix = await measure_matrix(house, workers, refresh, on_progress)
+    house.notices += matrix.problems()
+    costs = {}
+    for (sender, _), (receiver, _) in matrix.ordered():
+        times = matrix.times(sender, receiver)
+        costs[sender, receiver] = (
+            UNREACHABLE
+            if times is None
+            else LinkCost(times.seconds(workload.decode_bytes), times.seconds(workload.prefill_bytes))
         )
-        memory.remember(measured)
-    return known | {(b, a): link for (a, b), link in known.items()}
+    return costs
 
 
 def _own_name(house: House) -> str:

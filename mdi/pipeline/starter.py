@@ -183,7 +183,7 @@ async def _plan(
             error.add_note(sentence)
         raise
     notices = (*model.notices(options.quant), *ctx_notices(options.ctx, model.config))
-    return Planned(model.source.name, problem, plan, (*notices, *left_out))
+    return Planned(model.source.name, problem, plan, (*notices, *left_out, *house.notices))
 
 
 def _choose(problem: Problem, options: StarterOptions) -> Plan:

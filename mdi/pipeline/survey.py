@@ -93,6 +93,7 @@ class House:
     own: Neighbour | None = None
     others: list[Neighbour] = field(default_factory=list)
     problems: list[NodeRow] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # sentences for the user about what is here but does not work
     strangers: int = 0
 
     def drop(self, neighbour: Neighbour, problem: str) -> None:

@@ -174,7 +174,7 @@ def measure_head(
     with scratch_directory(head_bytes + 2 * n_tokens * config.d_model, scratch) as directory:
         pack = head_pack(directory, config, fmt)
         embedding = Embedding(embedding_pack(directory, n_tokens, config.d_model), config.embedding_scale)
-        seconds = _head_s(backend.make_head(config, pack, threads), embedding, _cache_flusher(backend, flushed_bytes))
+        seconds = _head_s(backend.make_head(config, pack, threads), embedding, cache_flusher(backend, flushed_bytes))
     backend.release()
     return HeadTime(seconds)
 
@@ -188,10 +188,10 @@ def _head_s(head: Head, embedding: Embedding, flush: Callable[[], object]) -> fl
     return repeat(step, DECODE_BOX_S, between=flush).seconds
 
 
-def _cache_flusher(backend: Backend, n_bytes: int) -> Callable[[], object]:
+def cache_flusher(backend: Backend, n_bytes: int) -> Callable[[], object]:
     """A function that reads so much memory that nothing else is left in the cache before it."""
     if backend.accelerator is None:
         return np.ones(n_bytes // 8, np.uint64).max
-    from mdi.profile.accelerator import cache_flusher
+    from mdi.profile import accelerator
 
-    return cache_flusher(backend.torch_device, n_bytes)
+    return accelerator.cache_flusher(backend.torch_device, n_bytes)

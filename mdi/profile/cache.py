@@ -22,15 +22,18 @@ from mdi.errors import InternalError
 from mdi.model.config import ModelConfig
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes, HeadTime, LinearTime, ctx_class, measure_blocks, measure_head
+from mdi.profile.condition import Load
 from mdi.profile.cpu import cpu_model, usable_cpus
 from mdi.profile.device import DeviceProfile, measure_device
+from mdi.profile.disk import DiskSpeed, measure_disk
+from mdi.profile.grid import BlockGrid, BlockPoint, measure_grid
 
 MOST_FILES = 64  # of about 1 KiB: a dozen models in a few formats and thread counts
 MAX_AGE_S = 7 * 24 * 3600.0  # cooling, governor and other software change within weeks, unseen by the key
 METHOD = 2  # raised when a time is measured in another way; 2: no two blocks have equal weights
 NOT_SHAPE = ("max_positions", "norm_eps", "rope", "local_rope", "tied_head", "bos_id", "eos_ids")  # costs no time
 
-Value = TypeVar("Value", BlockTimes, HeadTime, DeviceProfile)
+Value = TypeVar("Value", BlockTimes, HeadTime, DeviceProfile, BlockGrid, DiskSpeed, Load)
 Json = Mapping[str, Any]
 
 
@@ -45,6 +48,7 @@ class ProfileCache:
         self._backend = backend
         self._directory = directory
         self._clock = clock
+        self.n_measured = 0  # by this object: what was remembered does not count
 
     def device(self, threads: int, *, refresh: bool = False) -> DeviceProfile:
         key = _key(self._backend, "device", threads)
@@ -69,11 +73,34 @@ class ProfileCache:
         measure = partial(measure_head, config, fmt, threads, backend=self._backend)
         return self._value(key, lambda data: HeadTime(**data), measure, refresh)
 
+    def grid(
+        self, config: ModelConfig, fmt: WeightFormat, overhead_s: float, *, threads: int, refresh: bool = False
+    ) -> BlockGrid:
+        """See `measure_grid`."""
+        key = _key(self._backend, "grid", threads, config, fmt)
+        measure = partial(measure_grid, config, fmt, overhead_s, threads=threads, backend=self._backend)
+        return self._value(key, _grid, measure, refresh)
+
+    def disk(self, *, refresh: bool = False) -> DiskSpeed:
+        """See `measure_disk`: of the disk on which this cache lies, as the packs do."""
+        key = {"what": "disk", "directory": str(self._directory)}
+
+        def measure() -> DiskSpeed:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            return measure_disk(self._directory)
+
+        return self._value(key, lambda data: DiskSpeed(**data), measure, refresh)
+
+    def load(self, config: ModelConfig, fmt: WeightFormat, threads: int, found: Load, *, renew: bool) -> Load:
+        """How loaded the device was when this model was measured: `found` if that was now (`renew`), else what was remembered."""
+        return self._value(_key(self._backend, "load", threads, config, fmt), lambda data: Load(**data), lambda: found, renew)
+
     def _value(self, key: Json, parse: Callable[[Json], Value], measure: Callable[[], Value], refresh: bool) -> Value:
         path = self._directory / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
         if not refresh and (known := self._read(path, key, parse)) is not None:
             return known
         value = measure()
+        self.n_measured += 1
         with contextlib.suppress(OSError):  # it is measured again next time
             self._write(path, {"key": key, "measured_at": self._clock(), "value": asdict(value)})
         return value
@@ -131,6 +158,11 @@ def _key(
 
 def _block_times(data: Json) -> BlockTimes:
     return BlockTimes(LinearTime(**data["decode"]), LinearTime(**data["prefill"]), int(data["chunk_tokens"]))
+
+
+def _grid(data: Json) -> BlockGrid:
+    decode, prefill = (tuple(BlockPoint(**point) for point in data[name]) for name in ("decode", "prefill"))
+    return BlockGrid(decode, prefill)
 
 
 def _text(value: Json) -> str:

@@ -66,6 +66,18 @@ def _block_pack(path: Path, config: ModelConfig, fmt: WeightFormat, block: int) 
     return write_pack(path, PackKind.BLOCK, fmt, linears, plain, seed=block)
 
 
+def attention_only(config: ModelConfig, n_blocks: int) -> ModelConfig:
+    """Blocks with the model's attention and next to nothing behind it."""
+    narrow = thin(config, n_blocks)
+    return replace(
+        narrow,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        windowed_blocks=tuple(block for block in config.windowed_blocks if block < n_blocks),
+        unrotated_blocks=tuple(block for block in config.unrotated_blocks if block < n_blocks),
+    )
+
+
 def thin(config: ModelConfig, n_blocks: int) -> ModelConfig:
     """The same residual stream with next to no work in its blocks: one head, and the narrowest feed-forward part, or one small expert."""
     experts = config.experts and replace(

@@ -132,12 +132,18 @@ class MeasureLinkRequest(_message.Message):
     def __init__(self, peer: _Optional[_Union[PeerAddress, _Mapping]] = ..., decode_bytes: _Optional[int] = ..., prefill_bytes: _Optional[int] = ...) -> None: ...
 
 class LinkReport(_message.Message):
-    __slots__ = ("decode_s", "prefill_s")
+    __slots__ = ("decode_s", "prefill_s", "round_trip_s", "back_decode_s", "back_prefill_s")
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
+    BACK_DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    BACK_PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     decode_s: float
     prefill_s: float
-    def __init__(self, decode_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+    round_trip_s: float
+    back_decode_s: float
+    back_prefill_s: float
+    def __init__(self, decode_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., round_trip_s: _Optional[float] = ..., back_decode_s: _Optional[float] = ..., back_prefill_s: _Optional[float] = ...) -> None: ...
 
 class PackRef(_message.Message):
     __slots__ = ("sha256", "bytes")

@@ -95,7 +95,7 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MeasureLink(self, request, context):
-        """Measures the link from this node to another one.
+        """Measures the link between this node and another one, in both directions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
