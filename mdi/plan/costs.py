@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mdi.errors import InternalError, UserError
 
@@ -47,6 +51,7 @@ class NodeCost:
     memory_bytes: int
     decode: StageTime
     prefill: StageTime
+    on_battery: bool = False  # as far as the device tells
 
     def __post_init__(self) -> None:
         if not self.node_id or not self.name:
@@ -136,6 +141,37 @@ UNREACHABLE = LinkCost(decode_s=math.inf, prefill_s=math.inf)
 Links = Mapping[tuple[str, str], LinkCost]
 
 
+class LinkTable(Mapping[tuple[str, str], LinkCost]):
+    """`Links` kept as two matrices [from, to] over `ids`: a thousand nodes have a million links."""
+
+    def __init__(self, ids: tuple[str, ...], decode_s: NDArray[np.float64], prefill_s: NDArray[np.float64]) -> None:
+        size = (len(ids), len(ids))
+        if decode_s.shape != size or prefill_s.shape != size or not (decode_s.min() >= 0 and prefill_s.min() >= 0):
+            raise InternalError(f"links between {len(ids)} nodes are {len(ids)} by {len(ids)} times, none negative")
+        self.ids = ids
+        self.decode_s = decode_s
+        self.prefill_s = prefill_s
+        self._index = {node_id: index for index, node_id in enumerate(ids)}
+
+    def __getitem__(self, pair: tuple[str, str]) -> LinkCost:
+        sender, receiver = self._index[pair[0]], self._index[pair[1]]
+        if sender == receiver:
+            raise KeyError(pair)
+        return LinkCost(float(self.decode_s[sender, receiver]), float(self.prefill_s[sender, receiver]))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return permutations(self.ids, 2)
+
+    def __len__(self) -> int:
+        return len(self.ids) * (len(self.ids) - 1)
+
+    def among(self, ids: tuple[str, ...]) -> LinkTable:
+        """Those between some of the nodes."""
+        chosen = [self._index[node_id] for node_id in ids]
+        square = np.ix_(chosen, chosen)
+        return LinkTable(ids, self.decode_s[square], self.prefill_s[square])
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Everything the planner looks at. `nodes[0]` is the starter: its blocks run in its own process, without a hop."""
@@ -151,6 +187,8 @@ class Problem:
         ids = [node.node_id for node in self.nodes]
         if len(set(ids)) < len(ids):
             raise InternalError("two nodes of a plan have the same id")
+        if isinstance(self.links, LinkTable) and self.links.ids == tuple(ids):
+            return
         for sender in ids:
             for receiver in ids:
                 if sender != receiver and (sender, receiver) not in self.links:
@@ -161,6 +199,20 @@ class Problem:
             if node.node_id == node_id:
                 return index
         raise InternalError(f"no node {node_id} in this plan's problem")
+
+    def hop_decode_s(self) -> NDArray[np.float64]:
+        """Decode-sized frames from node to node [from, to]; 0 from a node to itself."""
+        if isinstance(self.links, LinkTable):
+            table = self.links if self.links.ids == (ids := tuple(n.node_id for n in self.nodes)) else self.links.among(ids)
+            hop_s = table.decode_s.copy()
+            np.fill_diagonal(hop_s, 0.0)
+            return hop_s
+        hop_s = np.zeros((len(self.nodes), len(self.nodes)))
+        for row, sender in enumerate(self.nodes):
+            for column, receiver in enumerate(self.nodes):
+                if row != column:
+                    hop_s[row, column] = self.links[sender.node_id, receiver.node_id].decode_s
+        return hop_s
 
     def block_limit(self, index: int) -> int:
         """How many blocks node `index` can hold; the starter's embedding and head come first."""

@@ -13,6 +13,13 @@ from mdi.errors import InternalError
 class Objective(StrEnum):
     LATENCY = "latency"  # the shortest step of one conversation
     THROUGHPUT = "throughput"  # the most tokens a second over enough conversations to keep every node busy
+    MIXED = (
+        "mixed"  # the least time per token where a share of the tokens comes while every node is busy, the others one by one
+    )
+
+    def busy_share(self, mixed_share: float) -> float:
+        """The share of tokens that are generated while every node is busy; `mixed_share` of a mixed objective."""
+        return {Objective.LATENCY: 0.0, Objective.THROUGHPUT: 1.0, Objective.MIXED: mixed_share}[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +84,32 @@ class Prediction:
 class Plan:
     """`stages[0]` is the starter's and may be empty; every other stage has blocks.
 
-    `objective` is None for a split by rule or by hand.
+    `objective` is None for a split by rule or by hand; so is `bound_s`. `bound_s` is what no plan can beat (see `value_s`); equal to this
+    plan's own value where that is proven to be the best. `busy_share` is that of the objective.
     """
 
     objective: Objective | None
     n_blocks: int
     stages: tuple[Stage, ...]
     prediction: Prediction
+    bound_s: float | None = None
+    busy_share: float = 0.0
 
     def __post_init__(self) -> None:
         self.check_integrity()
+
+    @property
+    def value_s(self) -> float:
+        """What was minimised: mean seconds per token, when `busy_share` of the tokens come while every node is busy."""
+        return (1 - self.busy_share) * self.prediction.decode_step_s + self.busy_share * self.prediction.bottleneck_s
+
+    @property
+    def gap(self) -> float | None:
+        """How much longer than the bound this plan takes, as a share of the bound: 0 is proven to be the best. None: not known."""
+        if self.bound_s is None:
+            return None
+        gap = self.value_s / self.bound_s - 1 if self.bound_s > 0 else float(self.value_s > 0)
+        return gap if gap > 1e-9 else 0.0  # sums of the same times in another order differ by less
 
     def check_integrity(self) -> None:
         """Every block once, in order, the starter's first; one stage for each node; times for all. InternalError otherwise."""
@@ -125,6 +148,9 @@ class Plan:
         times = asdict(self.prediction)
         return {
             "objective": self.objective.value if self.objective else None,
+            "busy_share": self.busy_share if self.objective else None,
+            "bound_s": self.bound_s,
+            "gap": self.gap,
             "n_blocks": self.n_blocks,
             "stages": [
                 {

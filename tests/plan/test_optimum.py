@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from mdi.errors import ClusterError, LinkError, UserError
-from mdi.plan import search
+from mdi.plan import exact
 from mdi.plan.plan import Objective, Plan, Prediction
 from mdi.plan.predict import predict
 from mdi.plan.solve import solve, solve_order
@@ -57,6 +57,17 @@ def given_order(order) -> Iterator[tuple[int, ...]]:
             yield (order[0], *chosen)
 
 
+def value(times: Prediction, objective: Objective) -> float:
+    """What the objective minimises, in seconds."""
+    match objective:
+        case Objective.LATENCY:
+            return times.decode_step_s
+        case Objective.THROUGHPUT:
+            return times.bottleneck_s
+        case Objective.MIXED:
+            return (times.decode_step_s + times.bottleneck_s) / 2
+
+
 def assert_optimal(plan: Plan, rings, *, ties: bool = True) -> None:
     """The plan's own objective, then the rules for equal plans."""
     times = plan.prediction
@@ -65,6 +76,12 @@ def assert_optimal(plan: Plan, rings, *, ties: bool = True) -> None:
         assert times.decode_step_s == pytest.approx(best, rel=1e-12)
         fewest = min(size for size, ring in rings if ring.decode_step_s <= best * TIE)
         assert not ties or len(plan.stages) == fewest
+    elif plan.objective is Objective.MIXED:
+        best = min(value(ring, plan.objective) for _, ring in rings)
+        assert value(times, plan.objective) == pytest.approx(best, rel=1e-12)
+        assert plan.value_s == value(times, plan.objective)
+        fewest = min(size for size, ring in rings if value(ring, plan.objective) <= best * TIE)
+        assert not ties or len(plan.stages) >= fewest
     else:
         best = min(ring.bottleneck_s for _, ring in rings)
         assert times.bottleneck_s == pytest.approx(best, rel=1e-12)
@@ -114,8 +131,8 @@ def test_the_best_order_is_the_best_of_all_given_orders(random_problem, objectiv
         problem = random_problem(seed, n_nodes=(6,), n_blocks=(20,))
         ids = [node.node_id for node in problem.nodes]
         plans = [solve_order(problem, [ids[0], *workers], objective) for workers in permutations(ids[1:])]
-        value = (lambda p: p.decode_step_s) if objective is Objective.LATENCY else (lambda p: p.bottleneck_s)
-        assert value(solve(problem, objective).prediction) == pytest.approx(min(value(p.prediction) for p in plans), rel=1e-12)
+        best = min(value(plan.prediction, objective) for plan in plans)
+        assert value(solve(problem, objective).prediction, objective) == pytest.approx(best, rel=1e-12)
 
 
 def smallest_bottleneck_by_milp(problem) -> float:
@@ -182,14 +199,13 @@ def test_a_mixed_integer_program_finds_no_faster_ring(random_problem):
 @pytest.mark.parametrize("objective", Objective)
 def test_the_heuristic_stays_near_the_optimum(random_problem, objective, monkeypatch):
     """Above EXACT_NODES; here the limit is lowered, so that the optimum is known."""
-    value = (lambda p: p.decode_step_s) if objective is Objective.LATENCY else (lambda p: p.bottleneck_s)
     ratios = []
     for seed in range(8000, 8025):
         problem = random_problem(seed, n_nodes=(9,), n_blocks=(16,))
-        monkeypatch.setattr(search, "EXACT_NODES", 12)
-        best = value(solve(problem, objective, min_nodes=2).prediction)
-        monkeypatch.setattr(search, "EXACT_NODES", 5)
-        ratios.append(value(solve(problem, objective, min_nodes=2).prediction) / best)
+        monkeypatch.setattr(exact, "EXACT_NODES", 12)
+        best = value(solve(problem, objective, min_nodes=2).prediction, objective)
+        monkeypatch.setattr(exact, "EXACT_NODES", 5)
+        ratios.append(value(solve(problem, objective, min_nodes=2).prediction, objective) / best)
     assert min(ratios) > 1 - 1e-12
     assert sum(ratio < 1 + 1e-9 for ratio in ratios) >= (24 if objective is Objective.LATENCY else 18)
     assert max(ratios) < 1.4
@@ -198,10 +214,11 @@ def test_the_heuristic_stays_near_the_optimum(random_problem, objective, monkeyp
 @pytest.mark.parametrize("objective", Objective)
 def test_with_equal_links_the_heuristic_is_exact(home, objective, monkeypatch):
     draw = random.Random(9)
-    value = (lambda p: p.decode_step_s) if objective is Objective.LATENCY else (lambda p: p.bottleneck_s)
     for _ in range(5):
         problem = home(*[(f"d{index}", draw.uniform(0.5, 2.5), draw.uniform(1, 9)) for index in range(10)])
-        monkeypatch.setattr(search, "EXACT_NODES", 12)
-        best = value(solve(problem, objective).prediction)
-        monkeypatch.setattr(search, "EXACT_NODES", 5)
-        assert value(solve(problem, objective).prediction) == pytest.approx(best, rel=1e-12)
+        monkeypatch.setattr(exact, "EXACT_NODES", 12)
+        best = value(solve(problem, objective).prediction, objective)
+        monkeypatch.setattr(exact, "EXACT_NODES", 5)
+        plan = solve(problem, objective)
+        assert value(plan.prediction, objective) == pytest.approx(best, rel=0.03 if objective is Objective.MIXED else 1e-12)
+        assert plan.bound_s <= best * TIE
