@@ -23,7 +23,11 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="Say why, and what other plans would give.")] = False,
     as_json: given.Json = False,
     objective: given.Objective = "latency",
+    busy_share: given.BusyShare = 0.5,
     split: given.Split = None,
+    pin: given.PinBlocks = None,
+    exclude: given.Exclude = None,
+    no_battery: given.NoBattery = False,
     min_nodes: given.MinNodes = 1,
     quant: given.Quant = "auto",
     block: given.Block = None,
@@ -40,7 +44,8 @@ def plan(
     from mdi.cli.starting import starter_options
 
     options = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
+        model=model, quant=quant, block=block, ctx=ctx, objective=objective, busy_share=busy_share,
+        min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     run_async(_plan(options, explain=explain, as_json=as_json))

@@ -23,6 +23,7 @@ from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, St
 from mdi.profile.blocks import LinearTime
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
+from mdi.profile.power import on_battery
 from mdi.wire import mdi_pb2 as pb
 
 DEFAULT_CTX = 4096
@@ -88,7 +89,12 @@ async def draw_problem(
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
     starter = NodeCost(
-        house.node_id, _own_name(house), _own_memory(house, options, backend), _time(blocks.decode), _time(blocks.prefill)
+        house.node_id,
+        _own_name(house),
+        _own_memory(house, options, backend),
+        _time(blocks.decode),
+        _time(blocks.prefill),
+        on_battery(),
     )
 
     profiles = await _profile_others(
@@ -101,6 +107,7 @@ async def draw_problem(
             profile.memory_offered_bytes,
             StageTime(profile.decode.overhead_s, profile.decode.block_s),
             StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
+            neighbour.info.on_battery,
         )
         for neighbour, profile in profiles
     ]

@@ -32,6 +32,7 @@ from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
+from mdi.plan.wishes import permitted, starter_min_blocks
 from mdi.profile.device import DeviceInfo
 from mdi.wire.frame import FrameLimits
 
@@ -171,18 +172,21 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
 async def _plan(
     house: House, model: Model, workload: Workload, options: StarterOptions, engine: EngineThread, on_progress: OnProgress
 ) -> Planned:
-    problem = await draw_problem(house, workload, options, engine, on_progress)
+    problem = permitted(await draw_problem(house, workload, options, engine, on_progress), options.wishes)
     if options.split is not None:
         plan = _by_hand(problem, options.split)
     else:
-        plan = solve(problem, options.objective, min_nodes=options.min_nodes, starter_min_blocks=_starter_blocks(problem))
+        pins = options.wishes.pins
+        plan = solve(
+            problem,
+            options.objective,
+            min_nodes=options.min_nodes,
+            starter_min_blocks=starter_min_blocks(problem, pins),
+            pins=pins,
+            mixed_share=options.mixed_share,
+        )
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
     return Planned(model.source.name, problem, plan, (*model.notices(options.quant), *left_out))
-
-
-def _starter_blocks(problem: Problem) -> int:
-    """The starter keeps at least one block, unless it cannot hold any."""
-    return 1 if problem.block_limit(0) > 0 else 0
 
 
 def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:

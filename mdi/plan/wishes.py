@@ -88,6 +88,13 @@ def pinned(problem: Problem, pins: Sequence[Pin]) -> dict[int, BlockRange]:
     return found
 
 
+def starter_min_blocks(problem: Problem, pins: Sequence[Pin]) -> int:
+    """The starter keeps at least one block, unless it cannot hold any or the first one is pinned elsewhere."""
+    starter = problem.nodes[0]
+    elsewhere = any(pin.blocks.start == 0 and find(problem, pin.node) is not starter for pin in pins)
+    return 1 if problem.block_limit(0) > 0 and not elsewhere else 0
+
+
 def find(problem: Problem, name: str) -> NodeCost:
     """The node of this name, or whose id begins so. Raises UserError where there is none, or more than one."""
     named = [node for node in problem.nodes if name in (node.name, node.node_id)]

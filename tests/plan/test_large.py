@@ -46,7 +46,7 @@ def crowd(n_nodes: int, n_blocks: int, held: tuple[int, int], links: str, seed: 
 def test_the_bound_is_one_and_the_heuristic_is_near_it(random_problem, objective, monkeypatch):
     """Against the optimum of thousands of small instances that the heuristic is made to treat as large."""
     solved, lost = 0, 0
-    for seed in range(30_000, 31_200):
+    for seed in range(30_000, 30_600):
         problem, draw = random_problem(seed, n_nodes=(3, 4, 5), n_blocks=(4, 6)), random.Random(seed)
         min_nodes = draw.choice((1, 1, 2, 3))
         monkeypatch.setattr(exact, "EXACT_NODES", 12)
@@ -64,7 +64,7 @@ def test_the_bound_is_one_and_the_heuristic_is_near_it(random_problem, objective
         assert plan.bound_s <= best * (1 + 1e-12)
         assert plan.value_s >= best * (1 - 1e-12)
         assert plan.gap >= 0
-    assert solved > 600
+    assert solved > 300
     assert lost < solved / 50  # only where hardly any ring connects the nodes
 
 
