@@ -42,7 +42,9 @@ BusyShare = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(metavar="N,N,...", help="Blocks of each node by hand, the starter's first: 4,6,6.")]
 MinNodes = Annotated[int, typer.Option(metavar="N", help="Use at least this many nodes, even if fewer are faster.")]
-PinBlocks = Annotated[list[str] | None, typer.Option(metavar="NODE=0-3", help="These blocks lie on this node; may be repeated.")]
+PinBlocks = Annotated[
+    list[str] | None, typer.Option(metavar="NODE=0-3", help="These blocks lie on this node; may be repeated.")
+]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="NODE", help="Give this node no blocks; may be repeated.")]
 NoBattery = Annotated[bool, typer.Option("--no-battery", help="Give no blocks to nodes that run on their battery.")]
 Peer = Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="A node to dial directly; may be repeated.")]

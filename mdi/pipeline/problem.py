@@ -7,7 +7,6 @@ import itertools
 from dataclasses import dataclass
 
 from mdi.engine.backend import AUTO, CPU, Backend, choose_backend
-from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
@@ -20,6 +19,7 @@ from mdi.pipeline.api import OnProgress, Progress, StarterOptions
 from mdi.pipeline.links import LinkMemory, Pair, measure_pairs
 from mdi.pipeline.survey import House, Neighbour
 from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
+from mdi.profile.attention import ContextTime, kv_token_bytes
 from mdi.profile.blocks import LinearTime
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
@@ -59,17 +59,32 @@ class Workload:
         return self.chunk_tokens * 4 * self.config.d_model + 128
 
     def model_cost(self) -> ModelCost:
-        one = StageShape(1, 1, 1)
+        windowed = len(self.config.windowed_blocks) / self.config.n_blocks
         return ModelCost(
             n_blocks=self.config.n_blocks,
             block_bytes=self.block_bytes,
-            kv_bytes_per_token=one.kv_bytes(self.config, 1),
+            kv_bytes_per_token=kv_token_bytes(self.config),
             ctx=self.ctx,
             slots=self.n_slots,
             stage_bytes=STAGE_BYTES,
             chunk_tokens=self.chunk_tokens,
             resident_factor=RESIDENT_FACTOR,
+            window_tokens=self.config.sliding_window if windowed else None,
+            windowed_share=windowed,
         )
+
+    def node_cost(
+        self, node_id: str, name: str, memory_bytes: int, decode: StageTime, prefill: StageTime, *, on_battery: bool
+    ) -> NodeCost:
+        """A node's measured times, with what a longer context adds to them."""
+        more = ContextTime.of(
+            self.config,
+            self.fmt,
+            decode_block_s=decode.block_s,
+            prefill_block_s=prefill.block_s,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return NodeCost(node_id, name, memory_bytes, decode, prefill, on_battery, more.decode_s, more.prefill_s)
 
 
 async def draw_problem(
@@ -88,26 +103,26 @@ async def draw_problem(
     )
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
-    starter = NodeCost(
+    starter = workload.node_cost(
         house.node_id,
         _own_name(house),
         _own_memory(house, options, backend),
         _time(blocks.decode),
         _time(blocks.prefill),
-        on_battery(),
+        on_battery=on_battery(),
     )
 
     profiles = await _profile_others(
         house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total))
     )
     workers = [
-        NodeCost(
+        workload.node_cost(
             neighbour.info.node_id,
             neighbour.info.name,
             profile.memory_offered_bytes,
             StageTime(profile.decode.overhead_s, profile.decode.block_s),
             StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
-            neighbour.info.on_battery,
+            on_battery=neighbour.info.on_battery,
         )
         for neighbour, profile in profiles
     ]

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from mdi.errors import InternalError, UserError
 
+# The kernels of `MatMulNBits` take as long for two rows as for one, and from there on the same more for each: 1, 2, 4, 8, 32 and 256 rows
+# take 1, 1, 1.2, 1.9, 6 and 45 times as long (int4 in blocks of 128, 2048 x 8192, 2 threads).
+FREE_ROWS = 2
+MEASURED_CONTEXT = 128  # tokens in KV when a decode step is measured
+
 _MEASURE_AGAIN = "measure the device again, or correct the number in its profile"
 
 
@@ -44,7 +49,12 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """One device. `memory_bytes` is what it offers to this model; `prefill` is for one chunk of `ModelCost.chunk_tokens`."""
+    """One device. `memory_bytes` is what it offers to this model. Times are for one block of it.
+
+    `decode` was measured for one row with MEASURED_CONTEXT tokens before it, `prefill` for one chunk of `ModelCost.chunk_tokens` rows at
+    the start of a conversation. `decode_kv_s` is what each token of context adds to each row of a decode step, `prefill_kv_s` the same
+    for each row of a chunk: reading KV bounds the first, arithmetic the second.
+    """
 
     node_id: str
     name: str
@@ -52,8 +62,12 @@ class NodeCost:
     decode: StageTime
     prefill: StageTime
     on_battery: bool = False  # as far as the device tells
+    decode_kv_s: float = 0.0
+    prefill_kv_s: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_seconds("decode_kv_s", self.decode_kv_s)
+        _check_seconds("prefill_kv_s", self.prefill_kv_s)
         if not self.node_id or not self.name:
             raise InternalError("a node needs an id and a name")
         _check_count("memory_bytes", self.memory_bytes, 0)
@@ -61,7 +75,8 @@ class NodeCost:
 
 @dataclass(frozen=True, slots=True)
 class StarterCost:
-    """Embedding, final norm, head and sampling: paid on the starter for every step, whoever holds the blocks.
+    """Embedding, final norm, head and sampling: paid on the starter, whoever holds the blocks: `decode_s` in every step of one row,
+    `prefill_s` once for a prompt, since only its last token is wanted.
 
     `bytes` come off the starter's memory before any block does.
     """
@@ -93,6 +108,8 @@ class ModelCost:
     chunk_tokens: int
     prompt_tokens: int = 128
     resident_factor: float = 1.0
+    window_tokens: int | None = None  # what blocks with a window see at most
+    windowed_share: float = 0.0  # of the blocks
 
     def __post_init__(self) -> None:
         for field in ("n_blocks", "block_bytes", "ctx", "slots", "chunk_tokens", "prompt_tokens"):
@@ -110,6 +127,17 @@ class ModelCost:
     @property
     def prompt_chunks(self) -> int:
         return math.ceil(self.prompt_tokens / self.chunk_tokens)
+
+    def chunk_sizes(self, prompt_tokens: int) -> list[int]:
+        """The rows of each chunk of a prompt."""
+        whole, rest = divmod(prompt_tokens, self.chunk_tokens)
+        return [self.chunk_tokens] * whole + ([rest] if rest else [])
+
+    def seen_tokens(self, context_tokens: float) -> float:
+        """How much of a context a block looks at, on average over the blocks."""
+        if self.window_tokens is None:
+            return context_tokens
+        return context_tokens + self.windowed_share * (min(context_tokens, self.window_tokens) - context_tokens)
 
     def memory_bytes(self, n_blocks: int) -> int:
         """What a stage of `n_blocks` takes; nothing for none."""
@@ -173,13 +201,32 @@ class LinkTable(Mapping[tuple[str, str], LinkCost]):
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a decode step carries: a row for each of `rows` conversations, each with `context_tokens` before it."""
+
+    rows: int = 1
+    context_tokens: int = MEASURED_CONTEXT
+
+    def __post_init__(self) -> None:
+        _check_count("rows", self.rows, 1)
+        _check_count("context_tokens", self.context_tokens, 0)
+
+
+ONE_ROW = Load()
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything the planner looks at. `nodes[0]` is the starter: its blocks run in its own process, without a hop."""
+    """Everything the planner looks at. `nodes[0]` is the starter: its blocks run in its own process, without a hop.
+
+    `load` is what plans are made for. The formulas of the times are in docs/planning.md.
+    """
 
     model: ModelCost
     nodes: tuple[NodeCost, ...]
     starter: StarterCost
     links: Links
+    load: Load = ONE_ROW
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -200,19 +247,58 @@ class Problem:
                 return index
         raise InternalError(f"no node {node_id} in this plan's problem")
 
+    def row_share(self, rows: float) -> float:
+        """Where `rows` lie between a step of one row (0) and a chunk (1), for what grows with the rows of a step."""
+        return max(0.0, rows - FREE_ROWS) / max(1, self.model.chunk_tokens - FREE_ROWS)
+
+    def decode_time(self, index: int, rows: float, context_tokens: float) -> StageTime:
+        """A step of `rows` rows of different conversations on node `index`."""
+        node, model = self.nodes[index], self.model
+        more_tokens = max(0.0, model.seen_tokens(context_tokens) - model.seen_tokens(MEASURED_CONTEXT))
+        return self._grown(node, rows, rows * more_tokens * node.decode_kv_s)
+
+    def prefill_time(self, index: int, rows: float, context_tokens: float) -> StageTime:
+        """A chunk of `rows` rows behind `context_tokens` of the same prompt on node `index`."""
+        node = self.nodes[index]
+        return self._grown(node, rows, rows * self.model.seen_tokens(context_tokens) * node.prefill_kv_s)
+
+    def _grown(self, node: NodeCost, rows: float, kv_s: float) -> StageTime:
+        share = self.row_share(rows)
+
+        def between(decode_s: float, prefill_s: float) -> float:
+            return decode_s + share * max(0.0, prefill_s - decode_s)
+
+        return StageTime(
+            between(node.decode.overhead_s, node.prefill.overhead_s), between(node.decode.block_s, node.prefill.block_s) + kv_s
+        )
+
+    def head_s(self, rows: float) -> float:
+        """Embedding, head and sampling of a step: they grow with its rows as the starter's blocks do."""
+        node = self.nodes[0]
+        return self.starter.decode_s * (1 + self.row_share(rows) * max(0.0, node.prefill.block_s / node.decode.block_s - 1))
+
+    def hop_s(self, sender: str, receiver: str, rows: float) -> float:
+        """A frame of `rows` rows; infinite where there is no way."""
+        link = self.links[sender, receiver]
+        if link.decode_s == math.inf:
+            return math.inf
+        share = max(0.0, rows - 1) / max(1, self.model.chunk_tokens - 1)
+        return link.decode_s + share * max(0.0, link.prefill_s - link.decode_s)
+
     def hop_decode_s(self) -> NDArray[np.float64]:
-        """Decode-sized frames from node to node [from, to]; 0 from a node to itself."""
+        """Frames of the load's rows from node to node [from, to]; 0 from a node to itself."""
+        ids = tuple(node.node_id for node in self.nodes)
         if isinstance(self.links, LinkTable):
-            table = self.links if self.links.ids == (ids := tuple(n.node_id for n in self.nodes)) else self.links.among(ids)
+            table = self.links if self.links.ids == ids else self.links.among(ids)
+            share = (self.load.rows - 1) / max(1, self.model.chunk_tokens - 1)
             hop_s = table.decode_s.copy()
+            if share:  # where there is no way, both are infinite
+                more_s = np.subtract(table.prefill_s, hop_s, out=np.zeros_like(hop_s), where=np.isfinite(hop_s))
+                hop_s += share * np.maximum(0.0, more_s)
             np.fill_diagonal(hop_s, 0.0)
             return hop_s
-        hop_s = np.zeros((len(self.nodes), len(self.nodes)))
-        for row, sender in enumerate(self.nodes):
-            for column, receiver in enumerate(self.nodes):
-                if row != column:
-                    hop_s[row, column] = self.links[sender.node_id, receiver.node_id].decode_s
-        return hop_s
+        rows = self.load.rows
+        return np.array([[0.0 if a == b else self.hop_s(a, b, rows) for b in ids] for a in ids])
 
     def block_limit(self, index: int) -> int:
         """How many blocks node `index` can hold; the starter's embedding and head come first."""

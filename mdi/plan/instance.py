@@ -106,7 +106,8 @@ class Ring:
 
 def instance_of(problem: Problem, starter_min_blocks: int, pins: Mapping[int, BlockRange] | None = None) -> Instance:
     """The starter keeps `starter_min_blocks`, or as many of them as it can hold. `pins` by node index."""
-    nodes, pins = problem.nodes, dict(pins or {})
+    nodes, load, pins = problem.nodes, problem.load, dict(pins or {})
+    times = [problem.decode_time(index, load.rows, load.context_tokens) for index in range(len(nodes))]
     cap = np.array([problem.block_limit(index) for index in range(len(nodes))], dtype=np.int64)
     low = np.ones(len(nodes), dtype=np.int64)
     low[0] = min(starter_min_blocks, cap[0])
@@ -114,9 +115,9 @@ def instance_of(problem: Problem, starter_min_blocks: int, pins: Mapping[int, Bl
         low[index] = max(low[index], pin.stop if index == 0 else len(pin))  # the starter's blocks begin at 0
     return Instance(
         n_blocks=problem.model.n_blocks,
-        base_s=problem.starter.decode_s,
-        overhead_s=np.array([node.decode.overhead_s for node in nodes]),
-        block_s=np.array([node.decode.block_s for node in nodes]),
+        base_s=problem.head_s(load.rows),
+        overhead_s=np.array([time.overhead_s for time in times]),
+        block_s=np.array([time.block_s for time in times]),
         low=low,
         cap=cap,
         hop_s=problem.hop_decode_s(),

@@ -51,8 +51,8 @@ class Stage:
 class Prediction:
     """Times of a ring. Stage `i` is followed by hop `i`, the last one back to the starter; a starter alone has no hops.
 
-    The starter's stage time includes embedding, head and sampling. The times are for one row of one conversation per step:
-    batching several rows into a step gives more throughput than `throughput_tokens_per_s`, which only fills the ring.
+    The starter's stage time includes embedding, head and sampling. Decode times are for the load that was planned for: steps of `rows` rows
+    of as many conversations; prefill times for a whole chunk at the start of a prompt.
     """
 
     decode_step_s: float
@@ -63,6 +63,7 @@ class Prediction:
     hop_decode_s: tuple[float, ...]
     stage_prefill_s: tuple[float, ...]
     hop_prefill_s: tuple[float, ...]
+    rows: int = 1
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -72,12 +73,13 @@ class Prediction:
     @property
     def throughput_tokens_per_s(self) -> float:
         """With at least `conversations_to_fill` conversations."""
-        return 1 / self.bottleneck_s
+        return self.rows / self.bottleneck_s
 
     @property
     def conversations_to_fill(self) -> int:
         """How many conversations keep the slowest stage or hop always busy."""
-        return math.ceil(self.decode_step_s / self.bottleneck_s * (1 - 1e-12))  # equal times must not round up
+        steps = math.ceil(self.decode_step_s / self.bottleneck_s * (1 - 1e-12))  # equal times must not round up
+        return self.rows * steps
 
 
 @dataclass(frozen=True, slots=True)
