@@ -47,8 +47,24 @@ def plan(
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Draw the ring into this file as SVG.", dir_okay=False)
     ] = None,
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option("--nodes", metavar="FILE", help="Plan for the devices of these files: --nodes profiles/cluster-*.toml"),
+    ] = None,
+    more_nodes: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", hidden=True)] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="With --nodes: conversations that share each step.", min=1)] = 1,
+    filled: Annotated[
+        int, typer.Option(metavar="N", help="With --nodes: tokens before the one that is generated.", min=0)
+    ] = 128,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", help="With --nodes: the prompt that the first token is predicted for.", min=1)
+    ] = 128,
 ) -> None:
-    """Show what would run where, and how fast that should be."""
+    """Show what would run where, and how fast that should be.
+
+    With --nodes nothing is measured and no device is needed: the model is one of the known shapes (--model llama-7b), and each file
+    describes a cluster.
+    """
     from mdi.cli.starting import starter_options
 
     options = starter_options(
@@ -56,6 +72,15 @@ def plan(
         min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
+    if more_nodes and not nodes:
+        raise UserError(f"{more_nodes[0]!r} has no place here", hint="cluster files come after --nodes")
+    if nodes:
+        from mdi.cli.paper import plan_files
+        from mdi.plan.costs import Load
+
+        files, load = [*nodes, *(more_nodes or ())], Load(batch, filled)
+        plan_files(files, options, load, prompt_tokens, explain=explain, as_json=as_json, svg=svg)
+        return
     run_async(_plan(options, explain=explain, as_json=as_json, svg=svg))
 
 

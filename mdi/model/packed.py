@@ -265,10 +265,14 @@ def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
 
 def decode_bytes(config: ModelConfig, fmt: WeightFormat) -> float:
     """Bytes of weights that one token reads of a block, on average over the blocks: of experts, only those that are chosen."""
-    return (
-        sum(sum(_read_bytes(config, placed, fmt) for placed in block_layout(config, block)) for block in range(config.n_blocks))
-        / config.n_blocks
+    n_sparse = len(config.sparse_blocks)
+    kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
+    total = sum(
+        (n_sparse if sparse else config.n_blocks - n_sparse)
+        * sum(_read_bytes(config, placed, fmt) for placed in block_layout(config, block))
+        for sparse, block in kinds.items()
     )
+    return total / config.n_blocks
 
 
 def _read_bytes(config: ModelConfig, placed: PlacedPart, fmt: WeightFormat) -> float:

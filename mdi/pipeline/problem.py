@@ -46,9 +46,16 @@ class Workload:
     @classmethod
     def of(cls, model: Model, options: StarterOptions) -> Workload:
         config, fmt = model.config, model.weight_format(options.quant, options.block)
-        ctx = min(options.ctx or DEFAULT_CTX, config.max_positions)
+        return cls.of_shape(config, fmt, options.ctx, options.n_slots, model.packed_bytes(options.quant, fmt))
+
+    @classmethod
+    def of_shape(
+        cls, config: ModelConfig, fmt: WeightFormat, ctx: int | None, n_slots: int, packed_bytes: tuple[int, int]
+    ) -> Workload:
+        """`packed_bytes` are those of the largest block and of the head; `ctx` None takes the model's own, at most DEFAULT_CTX."""
+        ctx = min(ctx or DEFAULT_CTX, config.max_positions)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
-        return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *model.packed_bytes(options.quant, fmt))
+        return cls(config, fmt, ctx, n_slots, min(chunk, ctx), *packed_bytes)
 
     @property
     def decode_bytes(self) -> int:

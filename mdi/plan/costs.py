@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -261,6 +261,18 @@ class Problem:
         """A chunk of `rows` rows behind `context_tokens` of the same prompt on node `index`."""
         node = self.nodes[index]
         return self._grown(node, rows, rows * self.model.seen_tokens(context_tokens) * node.prefill_kv_s)
+
+    def step_time(self, index: int, spans: Sequence[tuple[int, int]]) -> StageTime:
+        """A step with `spans` of (rows, tokens before them), one for each conversation: single rows and chunks of prompts together."""
+        node, model = self.nodes[index], self.model
+        measured = model.seen_tokens(MEASURED_CONTEXT)
+        kv_s = sum(
+            max(0.0, model.seen_tokens(context) - measured) * node.decode_kv_s
+            if rows == 1
+            else rows * model.seen_tokens(context) * node.prefill_kv_s
+            for rows, context in spans
+        )
+        return self._grown(node, sum(rows for rows, _ in spans), kv_s)
 
     def _grown(self, node: NodeCost, rows: float, kv_s: float) -> StageTime:
         share = self.row_share(rows)

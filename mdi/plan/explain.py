@@ -106,21 +106,26 @@ def optimality(plan: Plan) -> str:
 
 
 def load_rows(problem: Problem, plan: Plan) -> list[tuple[str, ...]]:
-    """Rows under `load_headings`: how conversations share the ring, with the load's context and four times as long ones."""
+    """Rows under `load_headings`: how conversations share the ring, with the load's context and with a long one."""
     forecast = Forecast(problem, plan.node_ids, plan.counts)
     context = problem.load.context_tokens
     return [
         (
             str(n),
             f"{forecast.tokens_per_s(n, context):.1f} tok/s",
-            f"{forecast.tokens_per_s(n, LONG_CONTEXT):.1f} tok/s",
+            f"{forecast.tokens_per_s(n, long_context(problem)):.1f} tok/s",
         )
         for n in CONVERSATIONS
     ]
 
 
+def long_context(problem: Problem) -> int:
+    """LONG_CONTEXT, or as much as is planned for."""
+    return min(LONG_CONTEXT, problem.model.ctx)
+
+
 def load_headings(problem: Problem) -> tuple[str, ...]:
-    return ("conversations", f"with {problem.load.context_tokens} tokens each", f"with {LONG_CONTEXT}")
+    return ("conversations", f"with {problem.load.context_tokens} tokens each", f"with {long_context(problem)}")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
