@@ -2,8 +2,10 @@
 
 profiles   devices, links and clusters from TOML files, each figure with its source
 problem    a cluster and a model as the planner's `Problem`
-workload   conversations that arrive
-machine    the ring as a machine in virtual time, with the starter's own scheduler
-failure    a node that dies: what is left, and what it costs to go on
+design     from a file to a plan
+traffic    conversations that arrive
+clock      virtual time
+machine    one plan at work, with the starter's own scheduler
+run        conversations on a cluster, and a node that dies on the way
 report     what came of it, in numbers and words
 """
