@@ -30,6 +30,7 @@ from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
+from mdi.plan.forecast import steps_in_flight
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
 from mdi.plan.wishes import permitted, starter_min_blocks
@@ -40,7 +41,6 @@ STEP_TIMEOUT_FLOOR_S = 10.0
 STEP_TIMEOUT_FACTOR = (
     30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
 )
-PREFILL_STEPS_PER_STAGE = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _core(
         head,
         epoch=deployment.target.epoch,
         limits=limits,
-        max_in_flight=len(plan.stages) + PREFILL_STEPS_PER_STAGE,
+        max_in_flight=steps_in_flight(len(plan.stages)),
     )
     return core, scheduler
 

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from mdi.plan.bounds import slowest_bound
 from mdi.plan.instance import TIE, Floats, Instance, Ring
 from mdi.plan.ordered import shortest_in_order
 from mdi.plan.pinned import shortest_pinned_ring
@@ -35,7 +36,7 @@ class Found:
 def best_in_order(instance: Instance, order: list[int], busy_share: float, min_nodes: int) -> Ring | None:
     """The best ring that takes its nodes from `order`, in that order; `order[0]` is the starter."""
     shortest = partial(shortest_in_order, min_nodes=min_nodes)
-    ring = _exact(instance.only(np.array(order)), busy_share, shortest, shortest)
+    ring = _exact(instance.only(np.array(order)), busy_share, min_nodes, shortest, shortest)
     return None if ring is None else renumbered(ring, order)
 
 
@@ -43,7 +44,7 @@ def exact_ring(instance: Instance, busy_share: float, min_nodes: int) -> Ring | 
     """The optimum over node choice, order and counts; for at most EXACT_NODES nodes."""
     solver = shortest_pinned_ring if instance.pins else shortest_ring
     shortest = partial(solver, min_nodes=min_nodes)
-    return _exact(instance, busy_share, shortest, partial(shortest, fewest_first=True))
+    return _exact(instance, busy_share, min_nodes, shortest, partial(shortest, fewest_first=True))
 
 
 def renumbered(ring: Ring, nodes: list[int]) -> Ring:
@@ -55,15 +56,23 @@ def score(instance: Instance, busy_share: float, ring: Ring) -> tuple[float, int
     return ring.value_s(instance, busy_share), len(ring.order), ring.step_s
 
 
-def _exact(instance: Instance, busy_share: float, shortest: Shortest, preferred: Shortest) -> Ring | None:
-    """The optimum among the rings that `shortest` looks at. For throughput, `preferred` chooses among equal ones."""
+def _exact(instance: Instance, busy_share: float, min_nodes: int, shortest: Shortest, preferred: Shortest) -> Ring | None:
+    """The optimum among the rings that `shortest` looks at. For throughput, `preferred` chooses among equal ones.
+
+    No T below `slowest_bound` is tried; mostly it is the answer.
+    """
     ring = shortest(instance)
     if busy_share == 0 or ring is None:
         return ring
     bounds_s = instance.bounds_s()
+    bounds_s = bounds_s[_place(bounds_s, slowest_bound(instance, min_nodes)) :]
     if busy_share < 1:
         return _between(instance, busy_share, shortest, bounds_s, ring)
-    smallest = bisect_left(bounds_s, True, key=lambda bound_s: shortest(instance.within(bound_s)) is not None)
+
+    def possible(bound_s: float) -> bool:
+        return shortest(instance.within(bound_s)) is not None
+
+    smallest = 0 if possible(bounds_s[0]) else bisect_left(bounds_s, True, lo=1, key=possible)
     return preferred(instance.within(bounds_s[smallest] * (1 + TIE)))
 
 

@@ -13,9 +13,12 @@ from itertools import pairwise
 from mdi.errors import InternalError, LinkError, UserError
 from mdi.plan.costs import Problem
 
-CHUNKS_BEYOND_STAGES = (
-    1  # of one prompt on their way beyond one in each stage: the starter sends no more before a result is back
-)
+STEPS_BEYOND_STAGES = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
+
+
+def steps_in_flight(n_stages: int) -> int:
+    """How many steps a starter has on their way at most, before a result is back."""
+    return n_stages + STEPS_BEYOND_STAGES if n_stages > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Forecast:
     @property
     def max_in_flight(self) -> int:
         """How many steps the starter has on their way at most."""
-        return len(self.order) + CHUNKS_BEYOND_STAGES if len(self.order) > 1 else 1
+        return steps_in_flight(len(self.order))
 
     def node_bytes(self) -> dict[str, int]:
         """What each node needs, by id: weights, KV of all slots, and on the starter embedding and head."""

@@ -196,6 +196,66 @@ def test_a_mixed_integer_program_finds_no_faster_ring(random_problem):
     assert solved > 15
 
 
+def shortest_step_by_milp(problem) -> float:
+    """Any order: y[i, j] = 1 where the ring goes from i to j, n[i] blocks, and u[i] places along the ring that rule out other circles
+    (Miller, Tucker and Zemlin). The starter keeps a block, and the ring has at least one worker.
+    """
+    size, n_blocks = len(problem.nodes), problem.model.n_blocks
+    edges = [(i, j) for i in range(size) for j in range(size) if i != j]
+    columns = 2 * size + len(edges)  # n, u, y
+    rows, least, most = [], [], []
+
+    def constrain(entries, low, high):
+        row = np.zeros(columns)
+        for column, value in entries:
+            row[column] += value
+        rows.append(row), least.append(low), most.append(high)
+
+    cost = np.zeros(columns)
+    cost[0] = problem.nodes[0].decode.block_s
+    constrain([(i, 1.0) for i in range(size)], n_blocks, n_blocks)
+    constrain([(0, 1.0)], 1, problem.block_limit(0))
+    for i in range(size):
+        into = [2 * size + k for k, (_, j) in enumerate(edges) if j == i]
+        out = [2 * size + k for k, (j, _) in enumerate(edges) if j == i]
+        constrain([*((column, 1.0) for column in into), *((column, -1.0) for column in out)], 0, 0)
+        constrain([(column, 1.0) for column in into], 1 if i == 0 else 0, 1)
+        if i:
+            constrain([(i, 1.0), *((column, -float(problem.block_limit(i))) for column in into)], -np.inf, 0)
+            constrain([(i, 1.0), *((column, -1.0) for column in into)], 0, np.inf)
+            cost[i] = problem.nodes[i].decode.block_s
+    for k, (i, j) in enumerate(edges):
+        link = problem.links[problem.nodes[i].node_id, problem.nodes[j].node_id]
+        cost[2 * size + k] = link.decode_s + (problem.nodes[j].decode.overhead_s if j else 0.0)
+        if i and j:
+            constrain([(size + i, 1.0), (size + j, -1.0), (2 * size + k, float(size))], -np.inf, size - 1)
+    result = milp(
+        c=cost,
+        constraints=LinearConstraint(np.array(rows), least, most),
+        integrality=[*[1] * size, *[0] * size, *[1] * len(edges)],
+        bounds=Bounds(0, [*[n_blocks] * size, *[size] * size, *[1] * len(edges)]),
+        options={"mip_rel_gap": 1e-9},
+    )
+    assert result.success, result.message
+    return float(result.fun) + problem.starter.decode_s + problem.nodes[0].decode.overhead_s
+
+
+def test_a_mixed_integer_program_finds_no_shorter_step_in_any_order(random_problem):
+    solved = 0
+    for seed in range(9000, 9060):
+        problem = random_problem(seed, n_nodes=(4, 5, 6), n_blocks=(8, 12, 16))
+        if not problem.block_limit(0) or not all(np.isfinite(link.decode_s) for link in problem.links.values()):
+            continue
+        try:
+            plan = solve(problem, Objective.LATENCY, min_nodes=2)
+        except ClusterError:
+            continue
+        if len(plan.stages) > 1:
+            solved += 1
+            assert plan.prediction.decode_step_s == pytest.approx(shortest_step_by_milp(problem), rel=1e-5)
+    assert solved > 20
+
+
 @pytest.mark.parametrize("objective", Objective)
 def test_the_heuristic_stays_near_the_optimum(random_problem, objective, monkeypatch):
     """Above EXACT_NODES; here the limit is lowered, so that the optimum is known."""
