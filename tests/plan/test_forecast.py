@@ -112,6 +112,19 @@ def test_the_first_token_is_that_of_a_machine_that_moves_in_time(random_problem)
         assert forecast.ttft_s(prompt) == pytest.approx(walked_s(forecast, prompt), rel=1e-12)
 
 
+def test_a_prompt_has_no_more_chunks_on_its_way_than_the_starter_sends():
+    """Three stages and three hops of 10 ms each could hold six chunks at once; the starter waits for a result after four."""
+    nodes = [NodeCost(f"n{i}", f"n{i}", 1000, StageTime(0, 0.01), StageTime(0, 0.01)) for i in range(3)]
+    links = {(a.node_id, b.node_id): LinkCost(0.01, 0.01) for a in nodes for b in nodes if a is not b}
+    model = ModelCost(3, 10, 0, ctx=5, slots=1, stage_bytes=1, chunk_tokens=4)
+    forecast = Forecast(Problem(model, tuple(nodes), StarterCost(0, 0, 0), links), ("n0", "n1", "n2"), (1, 1, 1))
+    # One place after another is 60 ms; four chunks start 10 ms apart, and the fifth when the first is back.
+    assert forecast.ttft_s(4 * 4) == pytest.approx(0.09)
+    assert forecast.ttft_s(5 * 4) == pytest.approx(0.12)
+    assert forecast.ttft_s(9 * 4) == pytest.approx(0.18)
+    assert forecast.ttft_s(9 * 4) == pytest.approx(walked_s(forecast, 9 * 4))
+
+
 def test_conversations_fill_the_ring_and_then_share_steps(problem):
     forecast = Forecast(problem, ("s", "w"), (1, 3))
     assert forecast.max_in_flight == 3
