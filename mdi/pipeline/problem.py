@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass
 
 from mdi.engine.backend import AUTO, CPU, Backend, choose_backend
+from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
@@ -19,7 +20,7 @@ from mdi.pipeline.api import OnProgress, Progress, StarterOptions
 from mdi.pipeline.links import LinkMemory, Pair, measure_pairs
 from mdi.pipeline.survey import House, Neighbour
 from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
-from mdi.profile.attention import ContextTime, kv_token_bytes
+from mdi.profile.attention import ContextTime
 from mdi.profile.blocks import LinearTime
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
@@ -65,12 +66,16 @@ class Workload:
     def prefill_bytes(self) -> int:
         return self.chunk_tokens * 4 * self.config.d_model + 128
 
+    def kv_bytes_per_token(self) -> int:
+        """Of one block."""
+        return StageShape(1, 1, 1).kv_bytes(self.config, 1)
+
     def model_cost(self) -> ModelCost:
         windowed = len(self.config.windowed_blocks) / self.config.n_blocks
         return ModelCost(
             n_blocks=self.config.n_blocks,
             block_bytes=self.block_bytes,
-            kv_bytes_per_token=kv_token_bytes(self.config),
+            kv_bytes_per_token=self.kv_bytes_per_token(),
             ctx=self.ctx,
             slots=self.n_slots,
             stage_bytes=STAGE_BYTES,
@@ -87,11 +92,21 @@ class Workload:
         more = ContextTime.of(
             self.config,
             self.fmt,
+            kv_bytes_per_token=self.kv_bytes_per_token(),
             decode_block_s=decode.block_s,
             prefill_block_s=prefill.block_s,
             chunk_tokens=self.chunk_tokens,
         )
-        return NodeCost(node_id, name, memory_bytes, decode, prefill, on_battery, more.decode_s, more.prefill_s)
+        return NodeCost(
+            node_id,
+            name,
+            memory_bytes,
+            decode,
+            prefill,
+            on_battery=on_battery,
+            decode_kv_s=more.decode_s,
+            prefill_kv_s=more.prefill_s,
+        )
 
 
 async def draw_problem(

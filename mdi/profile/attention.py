@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mdi.engine.protocol import StageShape
 from mdi.model.config import ModelConfig
 from mdi.model.packed import decode_bytes
 from mdi.model.quantise import WeightFormat
@@ -28,18 +27,19 @@ class ContextTime:
 
     @classmethod
     def of(
-        cls, config: ModelConfig, fmt: WeightFormat, *, decode_block_s: float, prefill_block_s: float, chunk_tokens: int
+        cls,
+        config: ModelConfig,
+        fmt: WeightFormat,
+        *,
+        kv_bytes_per_token: int,
+        decode_block_s: float,
+        prefill_block_s: float,
+        chunk_tokens: int,
     ) -> ContextTime:
+        """From the bytes of keys and values of a token in one block, and the times of a block: of one row, and of a chunk."""
         read_bytes_per_s = decode_bytes(config, fmt) / decode_block_s
         operations_per_s = chunk_tokens * block_operations(config) / prefill_block_s
-        return cls(
-            ATTENTION_SLOWER * kv_token_bytes(config) / read_bytes_per_s, attention_operations(config) / operations_per_s
-        )
-
-
-def kv_token_bytes(config: ModelConfig) -> int:
-    """Keys and values of one token in one block."""
-    return StageShape(n_slots=1, ctx=1, threads=1).kv_bytes(config, 1)
+        return cls(ATTENTION_SLOWER * kv_bytes_per_token / read_bytes_per_s, attention_operations(config) / operations_per_s)
 
 
 def block_operations(config: ModelConfig) -> float:

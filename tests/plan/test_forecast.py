@@ -18,8 +18,8 @@ from mdi.plan.solve import solve
 @pytest.fixture
 def problem() -> Problem:
     nodes = (
-        NodeCost("s", "laptop", 1000, StageTime(0.001, 0.002), StageTime(0.005, 0.050), False, 1e-6, 1e-7),
-        NodeCost("w", "pi", 1000, StageTime(0.003, 0.004), StageTime(0.007, 0.100), False, 2e-6, 4e-7),
+        NodeCost("s", "laptop", 1000, StageTime(0.001, 0.002), StageTime(0.005, 0.050), decode_kv_s=1e-6, prefill_kv_s=1e-7),
+        NodeCost("w", "pi", 1000, StageTime(0.003, 0.004), StageTime(0.007, 0.100), decode_kv_s=2e-6, prefill_kv_s=4e-7),
     )
     links = {("s", "w"): LinkCost(0.005, 0.050), ("w", "s"): LinkCost(0.006, 0.060)}
     model = ModelCost(4, 10, 3, ctx=5, slots=2, stage_bytes=1, chunk_tokens=50, prompt_tokens=120)
