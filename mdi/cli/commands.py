@@ -59,6 +59,19 @@ def is_complete(text: str) -> bool:
     return not text.endswith("\\")
 
 
+def is_last(line: str, *, in_block: bool) -> bool:
+    """Whether a message is complete with `line`, which is not its first and was not preceded by its last.
+
+    What `is_complete` says of the whole message, without looking at it again. `in_block`: its first line opens one.
+    """
+    return line.rstrip().endswith(FENCE) if in_block else not line.endswith("\\")
+
+
+def opens_block(line: str) -> bool:
+    """Whether a message whose first line is `line` goes on to the next fence."""
+    return _block(line) is not None
+
+
 def parse(text: str) -> Say | Call | None:
     """The meaning of a complete input; None for a blank one. Raises UserError for an unknown or incomplete command.
 

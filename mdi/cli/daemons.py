@@ -64,8 +64,10 @@ async def _daemon(home: Home, name: str, arguments: Sequence[str], extra: Mappin
     try:
         yield Daemon(home, await _started(name, home, log, ready))
     finally:
-        await _end(process)
-        await reading  # ends with the child's stdout
+        try:
+            await _end(process)
+        finally:
+            await reading  # ends with the child's stdout
 
 
 async def _follow(process: asyncio.subprocess.Process, log: deque[str], home: Home, ready: asyncio.Event) -> None:
@@ -90,12 +92,13 @@ async def _started(name: str, home: Home, log: deque[str], ready: asyncio.Event)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, and SIGKILL for one that does not listen."""
-    with suppress(ProcessLookupError):
-        process.terminate()
-        try:
+    """SIGTERM, and SIGKILL for one that does not listen, or when this is cancelled: nobody waits any more."""
+    try:
+        with suppress(ProcessLookupError, TimeoutError):
+            process.terminate()
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await process.wait()
-        except TimeoutError:
+    finally:
+        with suppress(ProcessLookupError):
             process.kill()
     await process.wait()

@@ -62,7 +62,7 @@ async def _demo(*, chat: bool) -> int:
     from mdi.pipeline.starter import open_starter
     from mdi.plan.plan import Objective
 
-    with tempfile.TemporaryDirectory(prefix="mdi-demo-") as directory:
+    with tempfile.TemporaryDirectory(prefix="mdi-demo-", ignore_cleanup_errors=True) as directory:
         async with AsyncExitStack() as stack:
             say(f"Starting {len(NODES)} nodes on this machine, as if they were three devices ...")
             daemons = await stack.enter_async_context(cluster(Path(directory), NODES))

@@ -33,8 +33,10 @@ def report(error: BaseException, *, debug: bool) -> int:
 
 
 def describe(error: MdiError) -> None:
-    """The sentence, and the hint if there is one."""
+    """The sentence, what was noted beside it, and the hint if there is one."""
     note(f"mdi: {error}", dim=False)
+    for sentence in getattr(error, "__notes__", ()):
+        note(sentence, dim=False)
     if error.hint is not None:
         note(error.hint)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mdi.cli.commands import Command, is_complete
+from mdi.cli.commands import Command, is_complete, is_last, opens_block
 from mdi.cli.terminal import on_terminal
 from mdi.errors import UserError
 
@@ -56,6 +57,13 @@ def _no_prompt() -> UserError:
     return UserError("there is no prompt to answer", hint='give one with --prompt "...", or pipe it in')
 
 
+def _too_long() -> UserError:
+    return UserError(
+        f"more than {MAX_INPUT_BYTES >> 20} MiB came on stdin for one input: no context is that long",
+        hint='does it open with """ and never close, or end each line with a backslash?',
+    )
+
+
 class PipedInputs:
     """Lines from a file descriptor, read without a thread: one that blocks in read() would keep the program from ending."""
 
@@ -63,39 +71,52 @@ class PipedInputs:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._buffer = b""
+        self._lines: deque[bytes] = deque()  # whole ones that were read
+        self._begun = b""  # the one after them
         self._ended = False
 
     async def read(self) -> str | None:
-        lines: list[str] = []
+        line = await self._line()
+        if line is None or is_complete(line):
+            return line
+        in_block, lines, n_characters = opens_block(line), [line], len(line)
         while (line := await self._line()) is not None:
             lines.append(line)
-            if is_complete("\n".join(lines)):
+            n_characters += 1 + len(line)
+            if n_characters > MAX_INPUT_BYTES:  # what waits is bounded, but not what was taken out of it
+                raise _too_long()
+            if is_last(line, in_block=in_block):
                 break
-        return "\n".join(lines) if lines else None
+        return "\n".join(lines)
 
     async def read_all(self) -> str:
         """Everything up to the end, as one input without the newline that ends it."""
-        while not self._ended:
-            await self._fill()
-        text, self._buffer = self._buffer.decode(errors="replace"), b""
-        return text.removesuffix("\n")
+        data = bytearray()
+        while piece := await self._read():
+            data += piece
+            if len(data) > MAX_INPUT_BYTES:
+                raise _too_long()
+        return data.decode(errors="replace").removesuffix("\n")
 
     async def _line(self) -> str | None:
-        while b"\n" not in self._buffer and not self._ended:
-            await self._fill()
-        if not self._buffer:
+        while not self._lines and not self._ended:
+            data = await self._read()
+            self._ended = not data
+            *lines, self._begun = (self._begun + data).split(b"\n")
+            self._lines += lines
+            if len(self._begun) > MAX_INPUT_BYTES:
+                raise _too_long()
+        if self._lines:
+            line = self._lines.popleft()
+        elif self._begun:
+            line, self._begun = self._begun, b""
+        else:
             return None
-        line, _, self._buffer = self._buffer.partition(b"\n")
         return line.removesuffix(b"\r").decode(errors="replace")
 
-    async def _fill(self) -> None:
+    async def _read(self) -> bytes:
         await _readable(self._descriptor)
-        data = os.read(self._descriptor, READ_BYTES)
-        self._ended = not data
-        self._buffer += data
-        if len(self._buffer) > MAX_INPUT_BYTES:
-            raise UserError(f"more than {MAX_INPUT_BYTES >> 20} MiB came on stdin: no context is that long")
+        return os.read(self._descriptor, READ_BYTES)
 
 
 async def _readable(descriptor: int) -> None:

@@ -13,9 +13,11 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run_async(coroutine: Coroutine[object, object, T]) -> T:
-    """`asyncio.run`, in which SIGTERM and a closed terminal unwind everything in order, as Ctrl-C does.
+    """`asyncio.run`, in which Ctrl-C, SIGTERM and a closed terminal unwind everything in order.
 
-    Raises KeyboardInterrupt after Ctrl-C and SystemExit(128 + number) after the others.
+    A further one cuts short what the unwinding waits for just then, and leaves out none of it: with asyncio's own handler the second
+    Ctrl-C leaves the loop, and processes that were to be ended stay. Raises KeyboardInterrupt after Ctrl-C and
+    SystemExit(128 + number) after the others.
     """
     return asyncio.run(_unwound(coroutine), debug=False)
 
@@ -31,13 +33,16 @@ async def _unwound(coroutine: Coroutine[object, object, T]) -> T:
 
     for number in ENDING:
         loop.add_signal_handler(number, end, number)
+    # Not as a handler of the loop: `Interrupts` and the line editor put this one back when they are done.
+    before = signal.signal(signal.SIGINT, lambda number, _: loop.call_soon_threadsafe(end, number))
     try:
         return await coroutine
     except asyncio.CancelledError:
         if received:
-            raise SystemExit(128 + received[0]) from None
+            raise (KeyboardInterrupt() if received[0] == signal.SIGINT else SystemExit(128 + received[0])) from None
         raise
     finally:
+        signal.signal(signal.SIGINT, before)
         for number in ENDING:
             loop.remove_signal_handler(number)
 

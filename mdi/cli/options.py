@@ -10,6 +10,8 @@ import typer
 
 from mdi.errors import UserError
 
+MAX_WAIT_S = 3600.0  # a device that is being switched on takes minutes; beyond an hour it is a typing error
+
 if TYPE_CHECKING:
     from mdi.plan.wishes import Pin, Wishes
 
@@ -32,7 +34,7 @@ Block = Annotated[
     typer.Option(metavar="N", help="Weights that share a scale.  [default: 256 for models of 1 B and more, else 128]"),
 ]
 Ctx = Annotated[
-    int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")
+    int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: at most 4096 of the model's own]")
 ]
 Objective = Annotated[
     ObjectiveName, typer.Option(help="Plan for one fast conversation, for the most tokens of several, or for some of both.")
@@ -55,7 +57,7 @@ Device = Annotated[
     str | None,
     typer.Option(
         metavar="DEVICE",
-        help="What to compute on: cpu, cuda, cuda:N, mps or torch-cpu.  [default: a GPU if torch sees one, else cpu]",
+        help="What to compute on: auto (a GPU if torch sees one, else cpu), cpu, cuda, cuda:N, mps or torch-cpu.  [default: auto]",
     ),
 ]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Offer at most this much memory, such as 2GiB or 800MB.")]
@@ -89,6 +91,17 @@ def _pin(text: str) -> Pin:
     if match is None or last < first:
         raise UserError(f"--pin {text[:40]!r} is not a node and its blocks", hint="write it like --pin attic=0-3")
     return Pin(match[1], BlockRange(first, last + 1))
+
+
+def parse_wait(seconds: float | None) -> float:
+    """How long to listen; None the usual time. Raises UserError."""
+    from mdi.pipeline.api import DEFAULT_WAIT_S
+
+    if seconds is None:
+        return DEFAULT_WAIT_S
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise UserError(f"--wait {seconds:g} is outside 0 to {MAX_WAIT_S:.0f} seconds", hint="a few seconds find every node")
+    return seconds
 
 
 def parse_memory(text: str | None) -> int | None:

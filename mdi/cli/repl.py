@@ -18,16 +18,21 @@ from mdi.pipeline.api import Answer
 
 
 async def stream(conversation: Conversation, text: str) -> Answer:
-    """Print the answer to `text` as it comes, and what it took on stderr."""
+    """Print the answer to `text` as it comes, and what it took on stderr. One that breaks off ends its line all the same."""
     answer: Answer | None = None
-    async with aclosing(conversation.ask(text)) as events:
-        async for event in events:
-            if isinstance(event, Answer):
-                answer = event
-            else:
-                say(event.text, end="")
+    begun = False
+    try:
+        async with aclosing(conversation.ask(text)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    answer = event
+                elif event.text:
+                    begun = True
+                    say(event.text, end="")
+    finally:
+        if begun or answer is not None:
+            say("")
     assert answer is not None
-    say("")
     note(answer_line(answer, conversation.starter.plan))
     return answer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split, parse_wishes
+from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split, parse_wait, parse_wishes
 from mdi.model.quantise import Quant
-from mdi.pipeline.api import DEFAULT_WAIT_S, StarterOptions
+from mdi.pipeline.api import StarterOptions
 from mdi.plan.plan import Objective
 
 
@@ -44,7 +44,7 @@ def starter_options(
         wishes=parse_wishes(pin, exclude, no_battery=no_battery),
         peers=tuple(peer or ()),
         discovery=discovery,
-        wait_s=DEFAULT_WAIT_S if wait is None else wait,
+        wait_s=parse_wait(wait),
         threads=threads,
         device=device,
         max_memory_bytes=parse_memory(max_memory),

@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.engine.batch import Span
+from mdi.errors import UserError
 from mdi.model.config import ModelConfig
+
+MAX_THREADS = 1024  # more than any device has cores; each takes memory and time to start
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UserError for a number of threads that no device computes with."""
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads} leaves nobody to compute", hint="choose at least 1")
+    if threads is not None and threads > MAX_THREADS:
+        raise UserError(f"--threads {threads} is more than {MAX_THREADS}", hint="one per core is fastest")
 
 
 @dataclass(frozen=True, slots=True)

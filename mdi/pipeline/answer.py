@@ -88,8 +88,8 @@ async def answer(
     ) as sequence:
         while not stops.stopped:
             match await inbox.get():
-                case NewToken(token_id=int(token_id), is_last=is_last, logprobs=logprobs):
-                    told.times_s.append(time.perf_counter())
+                case NewToken(token_id=int(token_id), is_last=is_last, made_s=made_s, logprobs=logprobs):
+                    told.times_s.append(made_s)
                     text = decoder.push(token_id)
                     told.ends.append((told.ends[-1] if told.ends else 0) + len(text))
                     told.texts.append(stops.push(text))

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from mdi.engine.constraint import Constraint
 from mdi.engine.logits import TokenLogprobs
+from mdi.engine.protocol import check_threads
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
 from mdi.model.quantise import Quant
@@ -16,6 +17,7 @@ from mdi.plan.solve import MIXED_SHARE
 from mdi.plan.wishes import NO_WISHES, Wishes
 
 MAX_NODES = 1024
+MIN_CTX = 16
 DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleeping Wi-Fi radio takes up to a second
 
 
@@ -47,10 +49,8 @@ class StarterOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.min_nodes <= MAX_NODES:
             raise UserError(f"--min-nodes {self.min_nodes} is outside 1 to {MAX_NODES}")
-        if self.ctx is not None and self.ctx < 16:
-            raise UserError(f"--ctx {self.ctx} is too short for any conversation", hint="choose at least 16 tokens")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads {self.threads} leaves nobody to compute", hint="choose at least 1")
+        check_shape(self.ctx, self.block)
+        check_threads(self.threads)
         if self.split is not None and (min(self.split) < 0 or not any(self.split)):
             raise UserError("--split needs counts of blocks such as 4,6,6", hint="a node's count may be 0, but not all of them")
         if self.split is not None and self.wishes.pins:
@@ -59,6 +59,14 @@ class StarterOptions:
             raise UserError(
                 f"--busy-share {self.mixed_share:g} is outside 0 to 1", hint="0.5 means as many tokens under load as alone"
             )
+
+
+def check_shape(ctx: int | None, block: int | None) -> None:
+    """Raises UserError for what no model can have."""
+    if ctx is not None and ctx < MIN_CTX:
+        raise UserError(f"--ctx {ctx} is too short for any conversation", hint=f"choose at least {MIN_CTX} tokens")
+    if block is not None and block < 1:
+        raise UserError(f"--block {block} is no number of weights", hint="leave it out, or take 32, 64, 128 or 256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +108,15 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise UserError("the prompt is empty", hint="type something to answer")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--max-tokens {self.max_tokens} asks for nothing", hint="choose at least 1")
-        if any(not text for text in self.stop):
-            raise UserError("an empty --stop string would end every answer at once")
+        check_ends(self.max_tokens, self.stop)
+
+
+def check_ends(max_tokens: int | None, stop: tuple[str, ...]) -> None:
+    """Raises UserError for limits at which no answer could begin."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"--max-tokens {max_tokens} asks for nothing", hint="choose at least 1")
+    if any(not text for text in stop):
+        raise UserError("an empty --stop string would end every answer at once", hint="give it a text, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

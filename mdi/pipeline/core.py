@@ -5,6 +5,7 @@ Synchronous, and all of it in one call per frame: the starter's loop hands over 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -23,11 +24,15 @@ from mdi.wire.frame import Frame, FrameLimits, decode, encode
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """`token_id` None: the sequence ended without another one. `is_last`: no token follows."""
+    """`token_id` None: the sequence ended without another one. `is_last`: no token follows.
+
+    `made_s`, by time.perf_counter, is when its step's logits were there: whoever reads it may be late, and get several at once.
+    """
 
     sequence: Sequence
     token_id: int | None
     is_last: bool
+    made_s: float
     logprobs: TokenLogprobs | None = None
 
 
@@ -130,10 +135,11 @@ class StarterCore:
         if not live:
             return
         logits = self._head.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])
+        made_s = time.perf_counter()
         start = 0
         for sequence, n_rows in live:
             try:
-                self._take(sequence, logits[start : start + n_rows], turn)
+                self._take(sequence, logits[start : start + n_rows], made_s, turn)
             except UserError as error:
                 sequence.finish = FinishReason.CANCELLED
                 turn.failures.append((sequence, error))
@@ -141,7 +147,7 @@ class StarterCore:
             if sequence.finish is not None:
                 self._scheduler.release(sequence)
 
-    def _take(self, sequence: Sequence, logits: NDArray[np.float32], turn: Turn) -> None:
+    def _take(self, sequence: Sequence, logits: NDArray[np.float32], made_s: float, turn: Turn) -> None:
         """Samples the next token of a sequence, and further ones as long as its guesses were right. `logits` [1 + guesses, vocab].
 
         The answer is exactly the one without guesses. Row i was computed from the tokens and the first i guesses, and is looked at
@@ -156,7 +162,7 @@ class StarterCore:
                 token = sample(row, params, len(sequence.tokens) - sequence.n_prompt, sequence.tokens, allowed)
                 told = None if params.logprobs is None else logprobs(row, token, params.logprobs)
                 kept = sequence.accept(token)
-                turn.tokens.append(NewToken(sequence, token if kept else None, sequence.finish is not None, told))
+                turn.tokens.append(NewToken(sequence, token if kept else None, sequence.finish is not None, made_s, told))
                 right = kept and i < len(guesses) and guesses[i] == token
                 n_accepted += right
                 if not right or sequence.finish is not None:

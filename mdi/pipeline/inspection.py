@@ -11,10 +11,11 @@ from mdi.model.config import ModelConfig
 from mdi.model.layout import block_layout
 from mdi.model.packed import source_bytes
 from mdi.model.quantise import Quant
-from mdi.model.source import ModelSource, kept_as, stored_weights
+from mdi.model.source import ModelSource, kept_as, notices, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
-from mdi.pipeline.problem import DEFAULT_CTX
+from mdi.pipeline.api import check_shape
+from mdi.pipeline.problem import ctx_of
 from mdi.profile.memory import HEADROOM_BYTES
 
 DEVICE_BYTES = (4 << 30, 8 << 30, 16 << 30)  # what Raspberry Pis and laptops are sold with
@@ -52,6 +53,7 @@ class Inspection:
     container: str  # "GGUF" or "safetensors"
     config: ModelConfig
     parameters: int
+    active_parameters: int  # those that a token uses: of experts the chosen ones
     tensors: tuple[StoredTensor, ...]
     quant: Quant
     block_bytes: int
@@ -59,6 +61,7 @@ class Inspection:
     kv_bytes_per_token: int
     ctx: int
     fits: tuple[Fit, ...]
+    notices: tuple[str, ...]
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -84,7 +87,10 @@ class Inspection:
             "container": self.container,
             "family": self.config.architecture,
             "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
             "shape": shape,
+            "experts": None if self.config.experts is None else self.config.experts.to_dict(),
+            "sparse_blocks": list(self.config.sparse_blocks),
             "stored_bytes": sum(tensor.n_bytes for tensor in self.tensors),
             "formats": [asdict(row) for row in self.formats],
             "tensors": [asdict(tensor) for tensor in self.tensors],
@@ -95,6 +101,7 @@ class Inspection:
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "ctx": self.ctx,
             "fits": [asdict(fit) for fit in self.fits],
+            "notices": list(self.notices),
         }
 
 
@@ -113,12 +120,13 @@ SHAPE = (
 
 
 def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None) -> Inspection:
-    """Raises ModelError when the model could not be run."""
+    """Raises ModelError when the model could not be run, UserError for a context or a block that no model can have."""
+    check_shape(ctx, block)
     stored = stored_weights(source)
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)
     block_bytes, head_bytes = source_bytes(weights, fmt)
-    ctx = min(ctx or DEFAULT_CTX, config.max_positions)
+    ctx = ctx_of(ctx, config)
     kv_bytes = StageShape(n_slots=1, ctx=1, threads=1).kv_bytes(config, 1)
     one_block = RESIDENT_FACTOR * block_bytes + ctx * kv_bytes
     return Inspection(
@@ -126,6 +134,7 @@ def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: in
         container="safetensors" if source.gguf is None else "GGUF",
         config=config,
         parameters=parameters(stored),
+        active_parameters=parameters(stored) - idle_parameters(config),
         tensors=tuple(stored.inventory()),
         quant=quant,
         block_bytes=block_bytes,
@@ -133,6 +142,7 @@ def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: in
         kv_bytes_per_token=config.n_blocks * kv_bytes,
         ctx=ctx,
         fits=tuple(fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes) for memory in DEVICE_BYTES),
+        notices=notices(source.name, stored, quant),
     )
 
 
@@ -142,6 +152,14 @@ def parameters(weights: WeightSource) -> int:
     blocks = sum(math.prod(placed.shape) for block in range(config.n_blocks) for placed in block_layout(config, block))
     matrices = 1 if weights.head == weights.embedding else 2
     return blocks + matrices * config.vocab_size * config.d_model + config.d_model
+
+
+def idle_parameters(config: ModelConfig) -> int:
+    """Values of the experts that a token does not go to."""
+    if config.experts is None:
+        return 0
+    idle = config.experts.n_experts - config.experts.n_chosen
+    return len(config.sparse_blocks) * idle * sum(math.prod(shape) for shape in config.expert_shapes().values())
 
 
 def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float) -> Fit:

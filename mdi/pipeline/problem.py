@@ -32,6 +32,18 @@ FRAME_BYTES = 1 << 20  # facts/grpc.md: larger frames hold up everything else on
 MIN_CHUNK, MAX_CHUNK = 32, 256  # int4 kernels reach 94 % of their speed at 32 rows
 
 
+def ctx_of(asked: int | None, config: ModelConfig) -> int:
+    """The context in tokens: what `--ctx` asks for, within what the model has."""
+    return min(asked or DEFAULT_CTX, config.max_positions)
+
+
+def ctx_notices(asked: int | None, config: ModelConfig) -> tuple[str, ...]:
+    """What the user should know about the context that was chosen."""
+    if asked is None or asked <= config.max_positions:
+        return ()
+    return (f"--ctx {asked} is more than the model has: the context is {config.max_positions} tokens",)
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What every node is asked to be able to hold and is measured for."""
@@ -54,7 +66,7 @@ class Workload:
         cls, config: ModelConfig, fmt: WeightFormat, ctx: int | None, n_slots: int, packed_bytes: tuple[int, int]
     ) -> Workload:
         """`packed_bytes` are those of the largest block and of the head; `ctx` None takes the model's own, at most DEFAULT_CTX."""
-        ctx = min(ctx or DEFAULT_CTX, config.max_positions)
+        ctx = ctx_of(ctx, config)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
         return cls(config, fmt, ctx, n_slots, min(chunk, ctx), *packed_bytes)
 

@@ -104,10 +104,12 @@ class _Slot:
 class Scheduler:
     """Sequences over `n_slots` KV slots of `ctx` tokens; a step holds at most `chunk_tokens` tokens."""
 
-    def __init__(self, *, n_slots: int, ctx: int, chunk_tokens: int) -> None:
+    def __init__(self, *, n_slots: int, ctx: int, chunk_tokens: int, may_grow: bool = True) -> None:
+        """`may_grow`: the model has more positions than `ctx`."""
         self._slots = [_Slot() for _ in range(n_slots)]
         self._ctx = ctx
         self._chunk_tokens = chunk_tokens
+        self._may_grow = may_grow
 
     def admit(
         self,
@@ -125,8 +127,9 @@ class Scheduler:
         """
         if len(prompt) >= self._ctx:
             raise PromptTooLong(
-                f"the conversation has {len(prompt)} tokens, and the context {self._ctx}",
-                hint="start a new one (/reset), shorten the prompt, or choose a larger --ctx",
+                f"the conversation has {len(prompt)} tokens, and the context {self._ctx}"
+                + ("" if self._may_grow else ", all that the model has"),
+                hint="start a new one (/reset), shorten the prompt" + (", or choose a larger --ctx" if self._may_grow else ""),
             )
         free = [i for i, slot in enumerate(self._slots) if slot.owner is None]
         if not free:
@@ -144,7 +147,9 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return any(slot.owner is not None and slot.owner.n_waiting for slot in self._slots)
+        """May be asked while another thread admits or releases: each owner is read once."""
+        owners = [slot.owner for slot in self._slots]
+        return any(owner is not None and owner.n_waiting for owner in owners)
 
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""

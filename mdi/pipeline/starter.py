@@ -15,26 +15,28 @@ from mdi.engine.constraint import Guides
 from mdi.engine.observe import BlockObserver
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
-from mdi.errors import InternalError, UserError
+from mdi.errors import InternalError, MdiError, UserError
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.source import Model, resolve
 from mdi.node.daemon import SWITCH_INTERVAL_S
+from mdi.node.stages import MAX_WAITING_RESULTS
 from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.deploy import Deployment, deploy
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
-from mdi.pipeline.problem import Workload, draw_problem, starter_backend, starter_threads
+from mdi.pipeline.problem import Workload, ctx_notices, draw_problem, starter_backend, starter_threads
 from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
-from mdi.plan.forecast import steps_in_flight
+from mdi.plan.forecast import steps_in_flight as steps_for
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
 from mdi.plan.wishes import permitted, starter_min_blocks
 from mdi.profile.device import DeviceInfo
+from mdi.profile.memory import keep_large_blocks_apart
 from mdi.wire.frame import FrameLimits
 
 STEP_TIMEOUT_FLOOR_S = 10.0
@@ -45,7 +47,7 @@ STEP_TIMEOUT_FACTOR = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """`mdi plan`'s answer. `problems` are sentences about weights that are rounded again and nodes that were left out."""
+    """`mdi plan`'s answer. `problems`: weights that are rounded again, a context that is cut, nodes that were left out."""
 
     model_name: str
     problem: Problem
@@ -67,7 +69,7 @@ class Starter:
         self._core = core
         self._drive = drive
         self._deployment = deployment
-        self._inboxes: list[Inbox] = []
+        self._inboxes: set[Inbox] = set()  # of the answers that nobody stopped
         self._guides = Guides(model.tokenizer, model.config.vocab_size)
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
@@ -76,19 +78,19 @@ class Starter:
         Raises UserError and PromptTooLong before anything runs, ClusterError when a node fails.
         """
         request.params.check_vocabulary(self.model.config.vocab_size)
-        inbox = new_inbox()
-        self._inboxes.append(inbox)
+        inbox = new_inbox(self.ctx)
+        self._inboxes.add(inbox)
         try:
             async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
                 async for event in events:
                     yield event
         finally:
-            self._inboxes.remove(inbox)
+            self._inboxes.discard(inbox)
 
     def cancel(self) -> None:
         """Ends every running answer; each still gives its Answer, and its KV stays for the next turn."""
-        for inbox in self._inboxes:
-            inbox.put_nowait(None)
+        while self._inboxes:
+            self._inboxes.pop().put_nowait(None)
 
     async def stage_steps(self) -> dict[str, int]:
         """Steps that each node of the plan computed, by node name."""
@@ -106,6 +108,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
     model = Model(resolve(options.model))
     workload = Workload.of(model, options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_large_blocks_apart()
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(EngineThread())
         packing = asyncio.create_task(_pack(model, options, workload, home, on_progress), name="prepare the packs")
@@ -172,21 +175,31 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
 async def _plan(
     house: House, model: Model, workload: Workload, options: StarterOptions, engine: EngineThread, on_progress: OnProgress
 ) -> Planned:
-    problem = permitted(await draw_problem(house, workload, options, engine, on_progress), options.wishes)
-    if options.split is not None:
-        plan = _by_hand(problem, options.split)
-    else:
-        pins = options.wishes.pins
-        plan = solve(
-            problem,
-            options.objective,
-            min_nodes=options.min_nodes,
-            starter_min_blocks=starter_min_blocks(problem, pins),
-            pins=pins,
-            mixed_share=options.mixed_share,
-        )
+    problem = await draw_problem(house, workload, options, engine, on_progress)
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
-    return Planned(model.source.name, problem, plan, (*model.notices(options.quant), *left_out))
+    try:
+        problem = permitted(problem, options.wishes)
+        plan = _choose(problem, options)
+    except MdiError as error:
+        for sentence in left_out:
+            error.add_note(sentence)
+        raise
+    notices = (*model.notices(options.quant), *ctx_notices(options.ctx, model.config))
+    return Planned(model.source.name, problem, plan, (*notices, *left_out))
+
+
+def _choose(problem: Problem, options: StarterOptions) -> Plan:
+    if options.split is not None:
+        return _by_hand(problem, options.split)
+    pins = options.wishes.pins
+    return solve(
+        problem,
+        options.objective,
+        min_nodes=options.min_nodes,
+        starter_min_blocks=starter_min_blocks(problem, pins),
+        pins=pins,
+        mixed_share=options.mixed_share,
+    )
 
 
 def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
@@ -196,6 +209,9 @@ def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
             f"--split names {len(split)} nodes, and {len(problem.nodes)} are here",
             hint="see `mdi nodes`, and start the others with `mdi node start`",
         )
+    if sum(split) != (n_blocks := problem.model.n_blocks):
+        typed = ",".join(str(count) for count in split)
+        raise UserError(f"--split {typed} adds up to {sum(split)}, not {n_blocks}", hint=f"the model has {n_blocks} blocks")
     others = sorted(problem.nodes[1:], key=lambda node: (node.name, node.node_id))
     chosen = [problem.nodes[0], *(node for node, count in zip(others, split[1:], strict=False) if count)]
     return manual(problem, [node.node_id for node in chosen], [split[0], *(count for count in split[1:] if count)])
@@ -208,10 +224,16 @@ def _core(
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads)
     packs = open_packs(packed, directory, own.start, own.stop)
-    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
+    # The head first: while it loads, it lies in memory twice, and a large one would make the peak if the blocks were there already.
     head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
+    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
     embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
-    scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
+    scheduler = Scheduler(
+        n_slots=workload.n_slots,
+        ctx=workload.ctx,
+        chunk_tokens=workload.chunk_tokens,
+        may_grow=workload.ctx < config.max_positions,
+    )
     if not deployment.workers:
         return StarterCore(scheduler, embedding, local, head), scheduler
     limits = FrameLimits(config.d_model, workload.chunk_tokens, workload.n_slots, workload.ctx, "f32")
@@ -225,6 +247,11 @@ def _core(
         max_in_flight=steps_in_flight(len(plan.stages)),
     )
     return core, scheduler
+
+
+def steps_in_flight(n_stages: int) -> int:
+    """How many steps may be on their way: every stage has work, and the last one has room for all their results."""
+    return min(steps_for(n_stages), MAX_WAITING_RESULTS)
 
 
 def _step_timeout_s(plan: Plan) -> float:

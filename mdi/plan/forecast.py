@@ -15,10 +15,12 @@ from mdi.plan.costs import Problem
 
 STEPS_BEYOND_STAGES = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
 
+MOST_STEPS = 32  # results that the last node keeps for the starter (node/stages.py)
+
 
 def steps_in_flight(n_stages: int) -> int:
     """How many steps a starter has on their way at most, before a result is back."""
-    return n_stages + STEPS_BEYOND_STAGES if n_stages > 1 else 1
+    return min(n_stages + STEPS_BEYOND_STAGES, MOST_STEPS) if n_stages > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.cli.commands import FENCE, MEANING, Call, Command, Say, help_text, is_complete, parse
+from mdi.cli.commands import FENCE, MEANING, Call, Command, Say, help_text, is_complete, is_last, opens_block, parse
 from mdi.errors import UserError
 
 lines = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=30)
@@ -28,6 +28,17 @@ def test_a_fenced_block_is_complete_at_its_end_and_not_before(block: list[str], 
     whole = "\n".join([*typed, FENCE])
     assert is_complete(whole)
     assert parse(whole) == Say("\n".join([*block, last]).strip("\n"))
+
+
+@given(st.lists(st.text(' x"\\', max_size=5) | st.sampled_from([FENCE, "", " "]), min_size=1, max_size=6))
+def test_a_message_ends_at_the_same_line_whether_all_of_it_is_looked_at_or_the_last_line_alone(typed: list[str]) -> None:
+    in_block = opens_block(typed[0])
+    for n in range(1, len(typed) + 1):
+        whole = is_complete("\n".join(typed[:n]))
+        if n > 1:
+            assert is_last(typed[n - 1], in_block=in_block) == whole
+        if whole:
+            break
 
 
 @given(st.text(max_size=40))

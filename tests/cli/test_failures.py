@@ -25,6 +25,13 @@ def test_every_error_is_one_sentence_a_hint_and_its_exit_code(kind: type[MdiErro
     assert capsys.readouterr() == ("", "mdi: it is so\ndo that\n")
 
 
+def test_what_was_noted_stands_between_the_sentence_and_the_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ClusterError("it is so", hint="do that")
+    error.add_note("attic is left out: it is off")
+    report(error, debug=False)
+    assert capsys.readouterr().err == "mdi: it is so\nattic is left out: it is off\ndo that\n"
+
+
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise InternalError("it is so")

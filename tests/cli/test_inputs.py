@@ -13,7 +13,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from mdi.cli import inputs
-from mdi.cli.commands import Command
+from mdi.cli.commands import Command, is_last
 from mdi.cli.inputs import PipedInputs, TypedInputs, completer
 from mdi.errors import UserError
 
@@ -71,6 +71,33 @@ async def test_endless_input_is_refused(pipe: tuple[int, int], monkeypatch: pyte
     os.write(writer, b"x" * 1001)
     with pytest.raises(UserError, match="came on stdin"):
         await PipedInputs(reader).read()
+
+
+@pytest.mark.parametrize("lines", [['"""', *["x" * 999] * 300], ["x" * 998 + "\\"] * 300, ['"""', *[""] * 300_000]])
+async def test_an_input_whose_lines_never_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.setattr(inputs, "MAX_INPUT_BYTES", 200_000)
+    path = tmp_path / "endless"
+    path.write_text("\n".join(lines))
+    with path.open("rb") as file, pytest.raises(UserError, match="stdin"):
+        await PipedInputs(file.fileno()).read()
+
+
+async def test_each_line_of_a_long_input_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+
+    def count(line: str, *, in_block: bool) -> bool:
+        nonlocal seen
+        seen += len(line)
+        return is_last(line, in_block=in_block)
+
+    monkeypatch.setattr(inputs, "is_last", count)
+    path = tmp_path / "long"
+    path.write_text(text := "\n".join(['"""', *["word"] * 200_000, '"""']))
+    with path.open("rb") as file:
+        assert await PipedInputs(file.fileno()).read() == text
+    assert seen < len(text)
 
 
 async def test_a_reader_that_is_given_up_leaves_nothing_behind(pipe: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from mdi.cli.conversation import Conversation, Wishes
 from mdi.cli.loop import Interrupts
 from mdi.cli.repl import talk
 from mdi.engine.sampling import SamplingParams
+from mdi.errors import LinkError
 from mdi.model.chat import Message
 from mdi.pipeline.api import FinishReason, Piece
 
@@ -105,6 +106,23 @@ async def test_what_the_user_can_correct_does_not_end_the_session(opening: Openi
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mdi: ")]
     assert len(errors) == 6
     assert "no command /nope" in errors[1]
+
+
+async def test_an_error_in_the_middle_of_an_answer_begins_a_new_line(
+    opening: Opening, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opening() as starter:
+        for before in ((Piece("half an", 1), Piece("", 2)), ()):
+
+            async def broken(_, before=before):  # type: ignore[no-untyped-def]
+                for piece in before:
+                    yield piece
+                raise LinkError("attic fell silent")
+
+            monkeypatch.setattr(starter, "generate", broken)
+            with pytest.raises(LinkError):
+                await talk(Conversation(starter, SHORT), Script("hello"))
+            assert capsys.readouterr().out == ("half an\n" if before else "")
 
 
 async def test_ctrl_c_at_an_empty_prompt_hints_at_quit(opening: Opening, capsys: pytest.CaptureFixture[str]) -> None:

@@ -237,6 +237,22 @@ async def test_a_split_over_more_nodes_than_there_are_is_refused(house: House, m
         await draw_plan(options(model, split=(2, 3)), house.home("starter"), lambda _: None)
 
 
+async def test_a_plan_that_fails_says_which_nodes_were_left_out(house: House, model: Path) -> None:
+    home = house.home("starter")
+    home.write_peers((house.start("newer", before="import mdi.wire\nmdi.wire.PROTOCOL = 99").address,))
+    with pytest.raises(ClusterError) as error:
+        await draw_plan(options(model, min_nodes=2), home, lambda _: None)
+    (note,) = error.value.__notes__
+    assert "newer" in note or "127.0.0.1" in note
+    assert "is left out" in note
+    assert "protocol 99" in note
+
+
+async def test_a_split_of_another_number_of_blocks_is_named_as_it_was_typed(house: House, model: Path) -> None:
+    with pytest.raises(UserError, match=f"--split 4 adds up to 4, not {N_BLOCKS}"):
+        await draw_plan(options(model, split=(4,)), house.home("starter"), lambda _: None)
+
+
 async def test_min_nodes_that_are_not_there_is_an_error(house: House, model: Path) -> None:
     with pytest.raises((UserError, ClusterError)):
         await draw_plan(options(model, min_nodes=2), house.home("starter"), lambda _: None)

@@ -35,8 +35,9 @@ def test_path_that_does_not_exist_is_said_to(path: str) -> None:
 
 
 def test_file_is_no_model(directory: Path) -> None:
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="no GGUF file") as error:
         resolve(str(directory / "config.json"))
+    assert "config.json" in (error.value.hint or "")
 
 
 def test_model_opens_its_weights_only_when_used(directory: Path) -> None:
@@ -65,3 +66,19 @@ def test_conversation_is_encoded_with_control_tokens_from_the_template_alone(dir
     assert model.encode_chat([Message("user", "hi")]) == model.tokenizer.encode(
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_directory_without_a_config_is_said_to_be_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json") as refused:
+        Model(resolve(str(tmp_path)))
+    assert "Hugging Face" in (refused.value.hint or "")
+
+
+def test_links_to_files_of_a_download_cache_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"blob{number}").write_bytes(b"GGUF")
+        (tmp_path / "snapshot" / f"m-0000{number}-of-00002.gguf").symlink_to(tmp_path / f"blob{number}")
+    first = tmp_path / "snapshot" / "m-00001-of-00002.gguf"
+    second = first.with_name("m-00002-of-00002.gguf")
+    assert resolve(str(second)) == ModelSource("m", first.parent, first)

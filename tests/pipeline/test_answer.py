@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -101,6 +102,21 @@ async def test_logprobs_are_those_of_transformers(starter: Starter, model: Path)
         values, ids = torch.topk(row, 4)
         assert [token for token, _ in told.top] == ids.tolist()
         np.testing.assert_allclose([value for _, value in told.top], values, atol=1e-3)
+
+
+async def test_the_rate_is_that_of_the_engine_however_late_its_tokens_are_read(starter: Starter) -> None:
+    core, pieces = starter._core, starter.generate(Request(PROMPT, max_tokens=40, ignore_eos=True, speculate=False))
+    first = asyncio.ensure_future(anext(pieces))
+    while not core.steps:  # noqa: ASYNC110 - nothing tells of a first step
+        await asyncio.sleep(0)
+    started_s = time.perf_counter()
+    while core.steps < 40:
+        time.sleep(0)  # noqa: ASYNC251 - the loop is held up, as by a slow terminal
+    held_up_s = time.perf_counter() - started_s
+    await first
+    timings = [event async for event in pieces][-1].timings
+    assert timings.decode_tokens_per_s is not None
+    assert 39 / timings.decode_tokens_per_s > 0.5 * held_up_s
 
 
 async def test_no_logprobs_unless_they_are_asked_for(starter: Starter) -> None:

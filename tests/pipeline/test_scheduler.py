@@ -89,6 +89,14 @@ def test_what_does_not_fit_the_context_is_refused() -> None:
     assert (len(sequence.tokens), sequence.finish) == (8, FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize("may_grow", [True, False])
+def test_a_larger_context_is_advised_only_where_the_model_has_one(may_grow: bool) -> None:
+    with pytest.raises(PromptTooLong) as error:
+        Scheduler(n_slots=1, ctx=8, chunk_tokens=64, may_grow=may_grow).admit(range(8), GREEDY)
+    assert ("--ctx" in (error.value.hint or "")) == may_grow
+    assert ("all that the model has" in str(error.value)) != may_grow
+
+
 def test_more_conversations_than_slots_are_refused() -> None:
     scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
     scheduler.admit([1], GREEDY)
@@ -128,3 +136,20 @@ def test_every_position_is_computed_once_and_in_order(prompts: list[list[int]], 
                 scheduler.release(sequence)
                 running.remove(sequence)
         scheduler.check_integrity()
+
+
+def test_whether_there_is_work_may_be_asked_while_another_thread_frees_a_slot() -> None:
+    class FreedMeanwhile:
+        """Its owner is gone when it is looked at again."""
+
+        def __init__(self, owner: Sequence) -> None:
+            self._owner: Sequence | None = owner
+
+        @property
+        def owner(self) -> Sequence | None:
+            owner, self._owner = self._owner, None
+            return owner
+
+    scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
+    scheduler._slots = [FreedMeanwhile(scheduler.admit([1], GREEDY))]  # type: ignore[list-item]
+    assert [scheduler.has_work, scheduler.has_work] == [True, False]

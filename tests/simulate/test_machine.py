@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from mdi.engine.sampling import SamplingParams
+from mdi.pipeline.starter import steps_in_flight as starter_steps
 from mdi.plan.costs import LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
 from mdi.plan.forecast import Forecast
+from mdi.plan.forecast import steps_in_flight as forecast_steps
 from mdi.plan.solve import manual
 from mdi.simulate.clock import Clock, Place
 from mdi.simulate.machine import Machine
@@ -49,6 +51,11 @@ def run(problem: Problem, requests: list[tuple[int, int]]) -> tuple[Machine, dic
     clock.run()
     machine.scheduler.check_integrity()
     return machine, times
+
+
+def test_the_forecast_knows_how_many_steps_the_starter_sends():
+    assert [forecast_steps(n) for n in (2, 3, 40, 1000)] == [starter_steps(n) for n in (2, 3, 40, 1000)]
+    assert forecast_steps(1) == 1  # alone, a step is done before the next one begins
 
 
 def test_things_happen_in_the_order_of_their_times():
