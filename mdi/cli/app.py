@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mdi import __version__
-from mdi.cli import demo, links, models, nodes, plan, profile, run
+from mdi.cli import demo, links, models, nodes, plan, profile, run, simulate
 from mdi.cli.failures import report
 from mdi.cli.logs import log_to_stderr
 from mdi.cli.terminal import never_fail_to_encode, say
@@ -40,6 +40,7 @@ app.command("nodes")(nodes.nodes)
 app.command("links")(links.links)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,8 +12,13 @@ from mdi.errors import UserError
 
 MAX_WAIT_S = 3600.0  # a device that is being switched on takes minutes; beyond an hour it is a typing error
 
+if TYPE_CHECKING:
+    from mdi.plan.wishes import Pin, Wishes
+
+_PIN = re.compile(r"(.+)=([0-9]{1,6})(?:-([0-9]{1,6}))?", re.ASCII)
+
 QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
-ObjectiveName = Literal["latency", "throughput"]
+ObjectiveName = Literal["latency", "throughput", "mixed"]
 
 Model = Annotated[
     str,
@@ -29,9 +36,19 @@ Block = Annotated[
 Ctx = Annotated[
     int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: at most 4096 of the model's own]")
 ]
-Objective = Annotated[ObjectiveName, typer.Option(help="Plan for one fast conversation, or for the most tokens of several.")]
+Objective = Annotated[
+    ObjectiveName, typer.Option(help="Plan for one fast conversation, for the most tokens of several, or for some of both.")
+]
+BusyShare = Annotated[
+    float, typer.Option(metavar="X", help="For --objective mixed: the share of tokens that come while all nodes are busy.")
+]
 Split = Annotated[str | None, typer.Option(metavar="N,N,...", help="Blocks of each node by hand, the starter's first: 4,6,6.")]
 MinNodes = Annotated[int, typer.Option(metavar="N", help="Use at least this many nodes, even if fewer are faster.")]
+PinBlocks = Annotated[
+    list[str] | None, typer.Option(metavar="NODE=0-3", help="These blocks lie on this node; may be repeated.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="NODE", help="Give this node no blocks; may be repeated.")]
+NoBattery = Annotated[bool, typer.Option("--no-battery", help="Give no blocks to nodes that run on their battery.")]
 Peer = Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="A node to dial directly; may be repeated.")]
 NoDiscovery = Annotated[bool, typer.Option("--no-discovery", help="Do not look for nodes by mDNS: only --peer counts.")]
 Wait = Annotated[float | None, typer.Option(metavar="SECONDS", help="How long to listen for nodes.  [default: 1.5]")]
@@ -56,6 +73,24 @@ def parse_split(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdigit() and len(part) <= 6 for part in parts):
         raise UserError(f"--split {text[:40]!r} is not a list of block counts", hint="write it like --split 4,6,6")
     return tuple(int(part) for part in parts)
+
+
+def parse_wishes(pins: Sequence[str] | None, excluded: Sequence[str] | None, *, no_battery: bool) -> Wishes:
+    """`attic=0-3` as blocks 0 to 3 on the node `attic`, `attic=5` as one block. Raises UserError."""
+    from mdi.plan.wishes import Wishes
+
+    return Wishes(tuple(_pin(text) for text in pins or ()), tuple(excluded or ()), no_battery)
+
+
+def _pin(text: str) -> Pin:
+    from mdi.plan.plan import BlockRange
+    from mdi.plan.wishes import Pin
+
+    match = _PIN.fullmatch(text)
+    first, last = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
+    if match is None or last < first:
+        raise UserError(f"--pin {text[:40]!r} is not a node and its blocks", hint="write it like --pin attic=0-3")
+    return Pin(match[1], BlockRange(first, last + 1))
 
 
 def parse_wait(seconds: float | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, table
+from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, optimality, table
 from mdi.plan.text import binary_bytes, counted, milliseconds
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def plan_text(problem: Problem, plan: Plan) -> str:
     speed, first_s = f"{times.decode_tokens_per_s:.1f} tok/s for one conversation", milliseconds(times.ttft_s)
     prompt = counted(problem.model.prompt_tokens, "prompt token")
     prediction = f"Predicted: {speed}, first token after {first_s} ({prompt}).\nBounded by {times.bottleneck}."
+    if plan.gap:
+        prediction += f"\n{optimality(plan)}"
     return "\n\n".join([bars(plan), table(NODE_HEADINGS, [row.cells() for row in node_rows(problem, plan)]), prediction])
 
 

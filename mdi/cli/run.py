@@ -60,7 +60,11 @@ def run(
     quant: given.Quant = "auto",
     block: given.Block = None,
     objective: given.Objective = "latency",
+    busy_share: given.BusyShare = 0.5,
     split: given.Split = None,
+    pin: given.PinBlocks = None,
+    exclude: given.Exclude = None,
+    no_battery: given.NoBattery = False,
     min_nodes: given.MinNodes = 1,
     peer: given.Peer = None,
     no_discovery: given.NoDiscovery = False,
@@ -80,7 +84,8 @@ def run(
     from mdi.engine.sampling import SamplingParams
 
     starting = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
+        model=model, quant=quant, block=block, ctx=ctx, objective=objective, busy_share=busy_share,
+        min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     if temperature is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split, parse_wait
+from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split, parse_wait, parse_wishes
 from mdi.model.quantise import Quant
 from mdi.pipeline.api import StarterOptions
 from mdi.plan.plan import Objective
@@ -18,7 +18,11 @@ def starter_options(
     ctx: int | None,
     objective: ObjectiveName,
     min_nodes: int,
+    busy_share: float,
     split: str | None,
+    pin: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    no_battery: bool,
     peer: Sequence[str] | None,
     discovery: bool,
     wait: float | None,
@@ -35,7 +39,9 @@ def starter_options(
         ctx=ctx,
         objective=Objective(objective),
         min_nodes=min_nodes,
+        mixed_share=busy_share,
         split=parse_split(split),
+        wishes=parse_wishes(pin, exclude, no_battery=no_battery),
         peers=tuple(peer or ()),
         discovery=discovery,
         wait_s=parse_wait(wait),

@@ -286,6 +286,25 @@ def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
     return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
 
 
+def decode_bytes(config: ModelConfig, fmt: WeightFormat) -> float:
+    """Bytes of weights that one token reads of a block, on average over the blocks: of experts, only those that are chosen."""
+    n_sparse = len(config.sparse_blocks)
+    kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
+    total = sum(
+        (n_sparse if sparse else config.n_blocks - n_sparse)
+        * sum(_read_bytes(config, placed, fmt) for placed in block_layout(config, block))
+        for sparse, block in kinds.items()
+    )
+    return total / config.n_blocks
+
+
+def _read_bytes(config: ModelConfig, placed: PlacedPart, fmt: WeightFormat) -> float:
+    share = (
+        config.experts.n_chosen / config.experts.n_experts if placed.part.stored is Stored.EXPERTS and config.experts else 1.0
+    )
+    return share * placed.n_bytes(fmt)
+
+
 def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
     """Bytes of the largest block and of the head, as `packed_bytes`, where a source has forms of its own for some matrices."""
     config = source.config

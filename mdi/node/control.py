@@ -24,6 +24,7 @@ from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import backend_available_bytes, backend_total_bytes
+from mdi.profile.power import on_battery
 from mdi.profile.temperature import temperature_c
 from mdi.wire import PROTOCOL
 from mdi.wire import mdi_pb2 as pb
@@ -62,6 +63,7 @@ class ControlServicer(NodeServicer):
             protocol=PROTOCOL,
             cpu=me.device.cpu,
             threads=me.threads,
+            on_battery=on_battery(),
             memory_total_bytes=backend_total_bytes(me.backend),
             memory_available_bytes=backend_available_bytes(me.backend),
             memory_offered_bytes=self._stages.offered_bytes,

@@ -13,6 +13,8 @@ from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
 from mdi.model.quantise import Quant
 from mdi.plan.plan import Objective
+from mdi.plan.solve import MIXED_SHARE
+from mdi.plan.wishes import NO_WISHES, Wishes
 
 MAX_NODES = 1024
 MIN_CTX = 16
@@ -33,7 +35,9 @@ class StarterOptions:
     n_slots: int = 1
     objective: Objective = Objective.LATENCY
     min_nodes: int = 1
+    mixed_share: float = MIXED_SHARE
     split: tuple[int, ...] | None = None
+    wishes: Wishes = NO_WISHES
     peers: tuple[str, ...] = ()
     discovery: bool = True
     wait_s: float = DEFAULT_WAIT_S
@@ -49,6 +53,12 @@ class StarterOptions:
         check_threads(self.threads)
         if self.split is not None and (min(self.split) < 0 or not any(self.split)):
             raise UserError("--split needs counts of blocks such as 4,6,6", hint="a node's count may be 0, but not all of them")
+        if self.split is not None and self.wishes.pins:
+            raise UserError("--split says where every block lies, and --pin too", hint="use one of the two")
+        if not 0 <= self.mixed_share <= 1:
+            raise UserError(
+                f"--busy-share {self.mixed_share:g} is outside 0 to 1", hint="0.5 means as many tokens under load as alone"
+            )
 
 
 def check_shape(ctx: int | None, block: int | None) -> None:

@@ -19,9 +19,11 @@ from mdi.pipeline.api import OnProgress, Progress, StarterOptions
 from mdi.pipeline.matrix import measure_matrix
 from mdi.pipeline.survey import House, Neighbour
 from mdi.plan.costs import UNREACHABLE, LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
+from mdi.profile.attention import ContextTime
 from mdi.profile.blocks import LinearTime
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
+from mdi.profile.power import on_battery
 from mdi.wire import mdi_pb2 as pb
 
 DEFAULT_CTX = 4096
@@ -56,9 +58,16 @@ class Workload:
     @classmethod
     def of(cls, model: Model, options: StarterOptions) -> Workload:
         config, fmt = model.config, model.weight_format(options.quant, options.block)
-        ctx = ctx_of(options.ctx, config)
+        return cls.of_shape(config, fmt, options.ctx, options.n_slots, model.packed_bytes(options.quant, fmt))
+
+    @classmethod
+    def of_shape(
+        cls, config: ModelConfig, fmt: WeightFormat, ctx: int | None, n_slots: int, packed_bytes: tuple[int, int]
+    ) -> Workload:
+        """`packed_bytes` are those of the largest block and of the head; `ctx` None takes the model's own, at most DEFAULT_CTX."""
+        ctx = ctx_of(ctx, config)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
-        return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *model.packed_bytes(options.quant, fmt))
+        return cls(config, fmt, ctx, n_slots, min(chunk, ctx), *packed_bytes)
 
     @property
     def decode_bytes(self) -> int:
@@ -68,17 +77,46 @@ class Workload:
     def prefill_bytes(self) -> int:
         return self.chunk_tokens * 4 * self.config.d_model + 128
 
+    def kv_bytes_per_token(self) -> int:
+        """Of one block."""
+        return StageShape(1, 1, 1).kv_bytes(self.config, 1)
+
     def model_cost(self) -> ModelCost:
-        one = StageShape(1, 1, 1)
+        windowed = len(self.config.windowed_blocks) / self.config.n_blocks
         return ModelCost(
             n_blocks=self.config.n_blocks,
             block_bytes=self.block_bytes,
-            kv_bytes_per_token=one.kv_bytes(self.config, 1),
+            kv_bytes_per_token=self.kv_bytes_per_token(),
             ctx=self.ctx,
             slots=self.n_slots,
             stage_bytes=STAGE_BYTES,
             chunk_tokens=self.chunk_tokens,
             resident_factor=RESIDENT_FACTOR,
+            window_tokens=self.config.sliding_window if windowed else None,
+            windowed_share=windowed,
+        )
+
+    def node_cost(
+        self, node_id: str, name: str, memory_bytes: int, decode: StageTime, prefill: StageTime, *, on_battery: bool
+    ) -> NodeCost:
+        """A node's measured times, with what a longer context adds to them."""
+        more = ContextTime.of(
+            self.config,
+            self.fmt,
+            kv_bytes_per_token=self.kv_bytes_per_token(),
+            decode_block_s=decode.block_s,
+            prefill_block_s=prefill.block_s,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return NodeCost(
+            node_id,
+            name,
+            memory_bytes,
+            decode,
+            prefill,
+            on_battery=on_battery,
+            decode_kv_s=more.decode_s,
+            prefill_kv_s=more.prefill_s,
         )
 
 
@@ -98,20 +136,26 @@ async def draw_problem(
     )
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
-    starter = NodeCost(
-        house.node_id, _own_name(house), _own_memory(house, options, backend), _time(blocks.decode), _time(blocks.prefill)
+    starter = workload.node_cost(
+        house.node_id,
+        _own_name(house),
+        _own_memory(house, options, backend),
+        _time(blocks.decode),
+        _time(blocks.prefill),
+        on_battery=on_battery(),
     )
 
     profiles = await _profile_others(
         house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total))
     )
     workers = [
-        NodeCost(
+        workload.node_cost(
             neighbour.info.node_id,
             neighbour.info.name,
             profile.memory_offered_bytes,
             StageTime(profile.decode.overhead_s, profile.decode.block_s),
             StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
+            on_battery=neighbour.info.on_battery,
         )
         for neighbour, profile in profiles
     ]

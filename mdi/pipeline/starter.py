@@ -31,8 +31,10 @@ from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
+from mdi.plan.forecast import steps_in_flight as steps_for
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
+from mdi.plan.wishes import permitted, starter_min_blocks
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import keep_large_blocks_apart
 from mdi.wire.frame import FrameLimits
@@ -41,7 +43,6 @@ STEP_TIMEOUT_FLOOR_S = 10.0
 STEP_TIMEOUT_FACTOR = (
     30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
 )
-SPARE_STEPS = 1  # in flight beside the one in each stage: a chunk of a prompt that waits where the last one has just left
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ async def _plan(
     problem = await draw_problem(house, workload, options, engine, on_progress)
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
     try:
+        problem = permitted(problem, options.wishes)
         plan = _choose(problem, options)
     except MdiError as error:
         for sentence in left_out:
@@ -189,12 +191,15 @@ async def _plan(
 def _choose(problem: Problem, options: StarterOptions) -> Plan:
     if options.split is not None:
         return _by_hand(problem, options.split)
-    return solve(problem, options.objective, min_nodes=options.min_nodes, starter_min_blocks=_starter_blocks(problem))
-
-
-def _starter_blocks(problem: Problem) -> int:
-    """The starter keeps at least one block, unless it cannot hold any."""
-    return 1 if problem.block_limit(0) > 0 else 0
+    pins = options.wishes.pins
+    return solve(
+        problem,
+        options.objective,
+        min_nodes=options.min_nodes,
+        starter_min_blocks=starter_min_blocks(problem, pins),
+        pins=pins,
+        mixed_share=options.mixed_share,
+    )
 
 
 def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
@@ -246,7 +251,7 @@ def _core(
 
 def steps_in_flight(n_stages: int) -> int:
     """How many steps may be on their way: every stage has work, and the last one has room for all their results."""
-    return min(n_stages + SPARE_STEPS, MAX_WAITING_RESULTS)
+    return min(steps_for(n_stages), MAX_WAITING_RESULTS)
 
 
 def _step_timeout_s(plan: Plan) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdi.plan.costs import Problem
+from mdi.plan.plan import BlockRange
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -33,6 +35,7 @@ class Instance:
     low: Ints  # [nodes]
     cap: Ints  # [nodes]
     hop_s: Floats  # [nodes, nodes], infinite where there is no way
+    pins: Mapping[int, BlockRange] = field(default_factory=dict)  # blocks that a node must hold; what it holds is one run
 
     def stage_s(self) -> Floats:
         """Stage times [nodes, n_blocks + 1]; infinite beyond `low` and `cap`."""
@@ -58,6 +61,17 @@ class Instance:
         finite: Floats = values[np.isfinite(values)]
         return finite
 
+    def barred_s(self, node: int) -> Floats:
+        """[blocks, first block]: 0 where pins let the node hold so many from there on, infinite where they do not."""
+        start, n = np.arange(self.n_blocks + 1)[None, :], np.arange(self.n_blocks + 1)[:, None]
+        allowed = start + n <= self.n_blocks
+        for owner, pin in self.pins.items():
+            if owner == node:
+                allowed = allowed & (start <= pin.start) & (start + n >= pin.stop)
+            else:
+                allowed = allowed & ((n == 0) | (start >= pin.stop) | (start + n <= pin.start))
+        return np.where(allowed, 0.0, np.inf)
+
     def only(self, nodes: Ints) -> Instance:
         """The instance of some of the nodes, `nodes[0]` being 0."""
         return replace(
@@ -67,6 +81,7 @@ class Instance:
             low=self.low[nodes],
             cap=self.cap[nodes],
             hop_s=self.hop_s[np.ix_(nodes, nodes)],
+            pins={place: self.pins[node] for place, node in enumerate(nodes.tolist()) if node in self.pins},
         )
 
 
@@ -78,6 +93,10 @@ class Ring:
     counts: tuple[int, ...]
     step_s: float
 
+    def value_s(self, instance: Instance, busy_share: float) -> float:
+        """What is minimised: the step, and the slowest part with the weight `busy_share`."""
+        return (1 - busy_share) * self.step_s + busy_share * self.slowest_s(instance)
+
     def slowest_s(self, instance: Instance) -> float:
         """The slowest stage or hop; at `instance.hop_s` 0 of a node to itself, a starter alone has no hop."""
         stages_s = instance.stage_s()[self.order, self.counts]
@@ -85,23 +104,22 @@ class Ring:
         return float(max(stages_s.max(), hops_s.max()))
 
 
-def instance_of(problem: Problem, starter_min_blocks: int) -> Instance:
-    """The starter keeps `starter_min_blocks`, or as many of them as it can hold."""
-    nodes = problem.nodes
+def instance_of(problem: Problem, starter_min_blocks: int, pins: Mapping[int, BlockRange] | None = None) -> Instance:
+    """The starter keeps `starter_min_blocks`, or as many of them as it can hold. `pins` by node index."""
+    nodes, load, pins = problem.nodes, problem.load, dict(pins or {})
+    times = [problem.decode_time(index, load.rows, load.context_tokens) for index in range(len(nodes))]
     cap = np.array([problem.block_limit(index) for index in range(len(nodes))], dtype=np.int64)
     low = np.ones(len(nodes), dtype=np.int64)
     low[0] = min(starter_min_blocks, cap[0])
-    hop_s = np.zeros((len(nodes), len(nodes)))
-    for row, sender in enumerate(nodes):
-        for column, receiver in enumerate(nodes):
-            if row != column:
-                hop_s[row, column] = problem.links[sender.node_id, receiver.node_id].decode_s
+    for index, pin in pins.items():
+        low[index] = max(low[index], pin.stop if index == 0 else len(pin))  # the starter's blocks begin at 0
     return Instance(
         n_blocks=problem.model.n_blocks,
-        base_s=problem.starter.decode_s,
-        overhead_s=np.array([node.decode.overhead_s for node in nodes]),
-        block_s=np.array([node.decode.block_s for node in nodes]),
+        base_s=problem.head_s(load.rows),
+        overhead_s=np.array([time.overhead_s for time in times]),
+        block_s=np.array([time.block_s for time in times]),
         low=low,
         cap=cap,
-        hop_s=hop_s,
+        hop_s=problem.hop_decode_s(),
+        pins=pins,
     )

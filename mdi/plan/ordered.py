@@ -5,7 +5,8 @@
     f(j, l) = min over i before j and n of  f(i, l - n) + hop(i, j) + stage(j, n)
 
 A node that is passed over costs neither stage nor hop. Split into `min over i`, then `min over n`, this takes M^2 L + M L^2
-steps for M nodes and L blocks. Where at least N nodes must hold blocks, the number used so far, up to N, is a third dimension.
+steps for M nodes and L blocks. With pins, stage(j, n) also depends on where
+the stage begins (`pinned`). Where at least N nodes must hold blocks, the number used so far, up to N, is a third dimension.
 """
 
 from __future__ import annotations
@@ -14,25 +15,29 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mdi.plan.instance import Floats, Instance, Ring
+from mdi.plan.pinned import Stages
 
 
 def shortest_in_order(instance: Instance, min_nodes: int) -> Ring | None:
     """The shortest step for the instance's nodes in the order they are in; None if they cannot hold the blocks."""
     stage_s = instance.stage_s()
+    pinned = Stages.of(instance) if instance.pins else None
     nodes, width = stage_s.shape
     top = min_nodes if min_nodes > 1 else 0  # one node is always in use: then there is nothing to count
     way_s = np.full((nodes, top + 1, width), np.inf)
-    way_s[0, 0, 0] = stage_s[0, 0]
-    way_s[0, min(1, top), 1:] = stage_s[0, 1:]
+    own_s = stage_s[0] if pinned is None else pinned.cost_s[0, :, 0]
+    way_s[0, 0, 0] = own_s[0]
+    way_s[0, min(1, top), 1:] = own_s[1:]
     for node in range(1, nodes):
         arrived_s = (way_s[:node] + instance.hop_s[:node, node, None, None]).min(axis=0)  # [used, blocks]
-        way_s[node] = _then(_one_more(arrived_s), stage_s[node])
+        arrived_s = _one_more(arrived_s)
+        way_s[node] = _then(arrived_s, stage_s[node]) if pinned is None else pinned.after(arrived_s, node)
 
     closed_s = way_s[:, top, -1] + instance.hop_s[:, 0]  # the starter's hop to itself is 0
     last = int(np.argmin(closed_s))
     if not np.isfinite(closed_s[last]):
         return None
-    return _trace(way_s, stage_s, instance.hop_s, last, float(closed_s[last]))
+    return _trace(way_s, stage_s, pinned, instance.hop_s, last, float(closed_s[last]))
 
 
 def _one_more(used_s: Floats) -> Floats:
@@ -54,7 +59,7 @@ def _then(before_s: Floats, stage_s: Floats) -> Floats:
     return shortest_s
 
 
-def _trace(way_s: Floats, stage_s: Floats, hop_s: Floats, last: int, step_s: float) -> Ring:
+def _trace(way_s: Floats, stage_s: Floats, pinned: Stages | None, hop_s: Floats, last: int, step_s: float) -> Ring:
     """Walk the table backwards, finding again which step gave each value."""
     order = [last]
     counts: list[int] = []
@@ -62,8 +67,9 @@ def _trace(way_s: Floats, stage_s: Floats, hop_s: Floats, last: int, step_s: flo
     while last > 0:
         came_from = (used,) if way_s.shape[1] == 1 else (used - 1, used) if used == way_s.shape[1] - 1 else (used - 1,)
         n = np.arange(1, done + 1)
+        cost_s = stage_s[last, n] if pinned is None else pinned.cost_s[last, n, done - n]
         # [before, used before, n]
-        options_s = way_s[:last, came_from][:, :, done - n] + hop_s[:last, last, None, None] + stage_s[last, n]
+        options_s = way_s[:last, came_from][:, :, done - n] + hop_s[:last, last, None, None] + cost_s
         before, which, fewer = np.unravel_index(np.argmin(options_s), options_s.shape)
         last, used = int(before), came_from[int(which)]
         counts.insert(0, int(n[fewer]))

@@ -13,6 +13,13 @@ from mdi.errors import InternalError
 class Objective(StrEnum):
     LATENCY = "latency"  # the shortest step of one conversation
     THROUGHPUT = "throughput"  # the most tokens a second over enough conversations to keep every node busy
+    MIXED = (
+        "mixed"  # the least time per token where a share of the tokens comes while every node is busy, the others one by one
+    )
+
+    def busy_share(self, mixed_share: float) -> float:
+        """The share of tokens that are generated while every node is busy; `mixed_share` of a mixed objective."""
+        return {Objective.LATENCY: 0.0, Objective.THROUGHPUT: 1.0, Objective.MIXED: mixed_share}[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +51,8 @@ class Stage:
 class Prediction:
     """Times of a ring. Stage `i` is followed by hop `i`, the last one back to the starter; a starter alone has no hops.
 
-    The starter's stage time includes embedding, head and sampling. The times are for one row of one conversation per step:
-    batching several rows into a step gives more throughput than `throughput_tokens_per_s`, which only fills the ring.
+    The starter's stage time includes embedding, head and sampling. Decode times are for the load that was planned for: steps of `rows` rows
+    of as many conversations; prefill times for a whole chunk at the start of a prompt.
     """
 
     decode_step_s: float
@@ -56,6 +63,7 @@ class Prediction:
     hop_decode_s: tuple[float, ...]
     stage_prefill_s: tuple[float, ...]
     hop_prefill_s: tuple[float, ...]
+    rows: int = 1
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -65,28 +73,45 @@ class Prediction:
     @property
     def throughput_tokens_per_s(self) -> float:
         """With at least `conversations_to_fill` conversations."""
-        return 1 / self.bottleneck_s
+        return self.rows / self.bottleneck_s
 
     @property
     def conversations_to_fill(self) -> int:
         """How many conversations keep the slowest stage or hop always busy."""
-        return math.ceil(self.decode_step_s / self.bottleneck_s * (1 - 1e-12))  # equal times must not round up
+        steps = math.ceil(self.decode_step_s / self.bottleneck_s * (1 - 1e-12))  # equal times must not round up
+        return self.rows * steps
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`stages[0]` is the starter's and may be empty; every other stage has blocks.
 
-    `objective` is None for a split by rule or by hand.
+    `objective` is None for a split by rule or by hand; so is `bound_s`. `bound_s` is what no plan can beat (see `value_s`); equal to this
+    plan's own value where that is proven to be the best. `busy_share` is that of the objective.
     """
 
     objective: Objective | None
     n_blocks: int
     stages: tuple[Stage, ...]
     prediction: Prediction
+    bound_s: float | None = None
+    busy_share: float = 0.0
 
     def __post_init__(self) -> None:
         self.check_integrity()
+
+    @property
+    def value_s(self) -> float:
+        """What was minimised: mean seconds per token, when `busy_share` of the tokens come while every node is busy."""
+        return (1 - self.busy_share) * self.prediction.decode_step_s + self.busy_share * self.prediction.bottleneck_s
+
+    @property
+    def gap(self) -> float | None:
+        """How much longer than the bound this plan takes, as a share of the bound: 0 is proven to be the best. None: not known."""
+        if self.bound_s is None:
+            return None
+        gap = self.value_s / self.bound_s - 1 if self.bound_s > 0 else float(self.value_s > 0)
+        return gap if gap > 1e-9 else 0.0  # sums of the same times in another order differ by less
 
     def check_integrity(self) -> None:
         """Every block once, in order, the starter's first; one stage for each node; times for all. InternalError otherwise."""
@@ -125,6 +150,9 @@ class Plan:
         times = asdict(self.prediction)
         return {
             "objective": self.objective.value if self.objective else None,
+            "busy_share": self.busy_share if self.objective else None,
+            "bound_s": self.bound_s,
+            "gap": self.gap,
             "n_blocks": self.n_blocks,
             "stages": [
                 {

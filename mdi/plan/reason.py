@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mdi.errors import MdiError
 from mdi.plan.baselines import best_single_device
 from mdi.plan.costs import Problem
 from mdi.plan.plan import Objective, Plan
 from mdi.plan.solve import solve
 from mdi.plan.text import counted, milliseconds
+from mdi.plan.wishes import Pin
 
 
-def why(problem: Problem, plan: Plan) -> str:
+def why(problem: Problem, plan: Plan, pins: Sequence[Pin] = ()) -> str:
     """A whole sentence. For a single device it solves once more, over two, to have something to compare with."""
     if plan.objective is None:
         return f"The split was given; it is bounded by {plan.prediction.bottleneck}."
+    if pins:
+        return _why_pinned(problem, plan)
     if len(problem.nodes) == 1:
         return f"{plan.stages[0].name} is the only device."
+    if plan.objective is Objective.MIXED:
+        return _why_mixed(problem, plan)
     if plan.objective is Objective.THROUGHPUT:
         return _why_throughput(problem, plan)
     working = [stage for stage in plan.stages if len(stage.blocks)]
     if len(working) > 1:
         return _why_split(problem, plan)
     return _why_alone(problem, plan, working[0].name)
+
+
+def _why_pinned(problem: Problem, plan: Plan) -> str:
+    """Against the best plan without pins."""
+    least = 1 if problem.block_limit(0) > 0 else 0
+    free = solve(problem, plan.objective or Objective.LATENCY, starter_min_blocks=least, mixed_share=plan.busy_share)
+    ours, theirs = milliseconds(plan.value_s), milliseconds(free.value_s)
+    if plan.value_s <= free.value_s * (1 + 1e-9):
+        return f"The pinned blocks cost nothing: without pins a token would take {theirs} too."
+    return f"This is the best that the pinned blocks allow: {ours} a token, {theirs} without pins."
+
+
+def _why_mixed(problem: Problem, plan: Plan) -> str:
+    single = best_single_device(problem)
+    ours = f"{plan.busy_share:.0%} of the tokens under load and the rest alone take {milliseconds(plan.value_s)} on average"
+    if single is None:
+        return f"No single device holds all {problem.model.n_blocks} blocks; {ours}."
+    times = single.prediction
+    theirs = (1 - plan.busy_share) * times.decode_step_s + plan.busy_share * times.bottleneck_s
+    return f"{ours[0].upper()}{ours[1:]}, against {milliseconds(theirs)} on {_holder(single)} alone."
 
 
 def _why_throughput(problem: Problem, plan: Plan) -> str:

@@ -6,37 +6,62 @@ from collections.abc import Sequence
 
 from mdi.errors import ClusterError, LinkError, NoRoom, UserError
 from mdi.plan.costs import Problem
-from mdi.plan.instance import Ring, instance_of
+from mdi.plan.exact import Found, best_in_order
+from mdi.plan.instance import instance_of
 from mdi.plan.plan import Objective, Plan
 from mdi.plan.predict import predict, stages
-from mdi.plan.search import best_in_order, best_ring
+from mdi.plan.search import best_ring
 from mdi.plan.text import binary_bytes, counted
+from mdi.plan.wishes import Pin, pinned
 
+MIXED_SHARE = 0.5  # as many tokens under load as alone
 _MORE_ROOM = "add a node, lower --ctx, or take a smaller --quant"
 
 
-def solve(problem: Problem, objective: Objective, *, min_nodes: int = 1, starter_min_blocks: int = 1) -> Plan:
-    """The best plan with blocks on at least `min_nodes` nodes: the optimum to 12 nodes, above that the heuristic of `search`.
+def solve(
+    problem: Problem,
+    objective: Objective,
+    *,
+    min_nodes: int = 1,
+    starter_min_blocks: int = 1,
+    pins: Sequence[Pin] = (),
+    mixed_share: float = MIXED_SHARE,
+) -> Plan:
+    """The best plan with blocks on at least `min_nodes` nodes: the optimum to 12 nodes, above that what `large` finds.
 
-    The starter keeps `starter_min_blocks`, or as many of them as it can hold: with none it has no stage, and pays both hops.
-    Equal plans: the one with fewer nodes, then the shorter decode step, then the nodes listed first.
+    `Plan.bound_s` says what no plan can beat. The starter keeps `starter_min_blocks`, or as many of them as it can hold: with none it
+    has no stage, and pays both hops. Equal plans: the one with fewer nodes, then the shorter decode step, then the nodes listed first.
+    `mixed_share` is that of Objective.MIXED.
 
-    Raises NoRoom, ClusterError for too few devices, LinkError where no ring connects them, UserError for impossible numbers.
+    Raises NoRoom, ClusterError for too few devices, LinkError where no ring connects them, UserError for impossible numbers or pins.
     """
     _check_wishes(problem, min_nodes, starter_min_blocks)
     _check_room(problem, range(len(problem.nodes)), min_nodes)
-    return _plan(problem, objective, best_ring(instance_of(problem, starter_min_blocks), objective, min_nodes))
+    busy_share = _busy_share(objective, mixed_share)
+    instance = instance_of(problem, starter_min_blocks, pinned(problem, pins))
+    found = best_ring(instance, busy_share, min_nodes)
+    return _plan(problem, objective, busy_share, found, pinned=bool(pins))
 
 
 def solve_order(
-    problem: Problem, order: Sequence[str], objective: Objective, *, min_nodes: int = 1, starter_min_blocks: int = 1
+    problem: Problem,
+    order: Sequence[str],
+    objective: Objective,
+    *,
+    min_nodes: int = 1,
+    starter_min_blocks: int = 1,
+    pins: Sequence[Pin] = (),
+    mixed_share: float = MIXED_SHARE,
 ) -> Plan:
     """As `solve`, for nodes (ids, the starter first) that may be passed over but not reordered. Always exact."""
     indices = _indices(problem, order)
     _check_wishes(problem, min_nodes, starter_min_blocks)
     _check_room(problem, indices, min_nodes)
-    ring = best_in_order(instance_of(problem, starter_min_blocks), indices, objective, min_nodes)
-    return _plan(problem, objective, ring)
+    busy_share = _busy_share(objective, mixed_share)
+    instance = instance_of(problem, starter_min_blocks, pinned(problem, pins))
+    ring = best_in_order(instance, indices, busy_share, min_nodes)
+    found = None if ring is None else Found(ring, ring.value_s(instance, busy_share))
+    return _plan(problem, objective, busy_share, found, pinned=bool(pins))
 
 
 def manual(problem: Problem, order: Sequence[str], counts: Sequence[int]) -> Plan:
@@ -113,10 +138,20 @@ def _check_room(problem: Problem, indices: Sequence[int], min_nodes: int) -> Non
         raise NoRoom(f"a plan over {min_nodes} devices was asked for, and only {able} can hold a block", hint=_MORE_ROOM)
 
 
-def _plan(problem: Problem, objective: Objective, ring: Ring | None) -> Plan:
-    if ring is None:
+def _busy_share(objective: Objective, mixed_share: float) -> float:
+    if not 0 <= mixed_share <= 1:
+        raise UserError(f"a share of {mixed_share} of the tokens is not possible", hint="choose a number from 0 to 1")
+    return objective.busy_share(mixed_share)
+
+
+def _plan(problem: Problem, objective: Objective, busy_share: float, found: Found | None, *, pinned: bool) -> Plan:
+    if found is None and pinned:
+        raise ClusterError("no ring holds the pinned blocks where they were asked for", hint="pin fewer blocks, or add a node")
+    if found is None:
         raise LinkError(
             "no ring connects enough of the devices", hint="put the devices on one network, and measure the links again"
         )
+    ring = found.ring
     order = [problem.nodes[index].node_id for index in ring.order]
-    return Plan(objective, problem.model.n_blocks, stages(problem, order, ring.counts), predict(problem, order, ring.counts))
+    prediction = predict(problem, order, ring.counts)
+    return Plan(objective, problem.model.n_blocks, stages(problem, order, ring.counts), prediction, found.bound_s, busy_share)

@@ -12,7 +12,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeInfo(_message.Message):
-    __slots__ = ("node_id", "name", "version", "protocol", "cpu", "threads", "memory_total_bytes", "memory_available_bytes", "memory_offered_bytes", "memory_used_bytes", "stages", "uptime_s", "device", "accelerator")
+    __slots__ = ("node_id", "name", "version", "protocol", "cpu", "threads", "memory_total_bytes", "memory_available_bytes", "memory_offered_bytes", "memory_used_bytes", "stages", "uptime_s", "device", "accelerator", "on_battery")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class NodeInfo(_message.Message):
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ON_BATTERY_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     version: str
@@ -41,7 +42,8 @@ class NodeInfo(_message.Message):
     uptime_s: float
     device: str
     accelerator: str
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., cpu: _Optional[str] = ..., threads: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., memory_offered_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., device: _Optional[str] = ..., accelerator: _Optional[str] = ...) -> None: ...
+    on_battery: bool
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., cpu: _Optional[str] = ..., threads: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., memory_offered_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., device: _Optional[str] = ..., accelerator: _Optional[str] = ..., on_battery: _Optional[bool] = ...) -> None: ...
 
 class StageInfo(_message.Message):
     __slots__ = ("session", "starter_id", "model", "start", "stop", "epoch", "bytes", "steps")

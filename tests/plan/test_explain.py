@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mdi.plan.baselines import alternatives
-from mdi.plan.explain import NODE_HEADINGS, bars, comparison, explain, node_rows, table
-from mdi.plan.plan import Objective
+from mdi.plan.explain import (
+    NODE_HEADINGS,
+    bars,
+    comparison,
+    explain,
+    load_rows,
+    node_rows,
+    optimality,
+    split_text,
+    table,
+)
+from mdi.plan.plan import BlockRange, Objective
 from mdi.plan.reason import why
 from mdi.plan.solve import manual, solve
 from mdi.plan.text import binary_bytes, counted, milliseconds
+from mdi.plan.wishes import Pin
 
 LATENCY, THROUGHPUT = Objective.LATENCY, Objective.THROUGHPUT
 
@@ -89,8 +102,8 @@ def test_a_split_by_hand_is_not_defended(home):
 def test_rows_carry_numbers_and_text(home):
     problem = home(("phone", 0.3, 3), ("desktop", 16, 1), ("pi", 4, 15))
     phone, desktop = node_rows(problem, solve(problem, LATENCY))
-    assert phone.cells() == ("phone", "none", "0%", "256 MiB of 307 MiB", "6.00 ms", "0.600 ms")
-    assert desktop.cells() == ("desktop", "0–31", "100%", "4.1 GiB of 16.0 GiB", "32.4 ms", "0.600 ms")
+    assert phone.cells() == ("phone", "none", "0%", "256 MiB of 307 MiB", "6.00 ms", "6.00 ms", "0.600 ms")
+    assert desktop.cells() == ("desktop", "0–31", "100%", "4.1 GiB of 16.0 GiB", "257 ms", "32.4 ms", "0.600 ms")
     alone = home(("laptop", 8, 3))
     (laptop,) = node_rows(alone, solve(alone, LATENCY))
     assert laptop.hop_s is None
@@ -121,6 +134,45 @@ def test_alternatives_stand_side_by_side(home):
 
 def test_a_table_is_aligned():
     assert table(("a", "bb"), [("ccc", "d"), ("e", "")]) == "a    bb\nccc   d\ne"
+
+
+def test_a_long_split_is_cut():
+    assert split_text([4, 6, 6]) == "4,6,6"
+    assert split_text([1] * 85) == "1,1,1,1,1,1,1,1,… (85 stages)"
+
+
+def test_what_is_proven_is_said(home):
+    plan = solve(home(("laptop", 8, 3), ("pi", 4, 15)), LATENCY)
+    assert optimality(plan) == "Proven: no other choice, order or split of these devices is better."
+    loose = replace(plan, bound_s=plan.value_s / 1.05)
+    assert loose.gap == pytest.approx(0.05)
+    assert optimality(loose) == "Proven: no plan is more than 5.0% better (none takes less than 97.5 ms)."
+    assert optimality(manual(home(("laptop", 8, 3)), ["id-laptop"], [32])) == ""
+
+
+def test_several_conversations_stand_side_by_side(home):
+    problem = home(("laptop", 8, 3), ("pi", 4, 15))
+    rows = load_rows(problem, solve(problem, LATENCY))
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "16"]
+    assert rows[0][1:] == ("9.8 tok/s", "9.8 tok/s")  # these devices say nothing of what a context costs
+
+
+def test_pins_are_weighed_against_a_plan_without_them(home):
+    problem = home(("laptop", 8, 3), ("pi", 4, 15))
+    pins = [Pin("pi", BlockRange(28, 32))]
+    assert why(problem, solve(problem, LATENCY, pins=pins), pins) == (
+        "This is the best that the pinned blocks allow: 152 ms a token, 102 ms without pins."
+    )
+    own = [Pin("laptop", BlockRange(2, 3))]
+    assert why(problem, solve(problem, LATENCY, pins=own), own) == (
+        "The pinned blocks cost nothing: without pins a token would take 102 ms too."
+    )
+
+
+def test_a_mixed_plan_is_weighed_against_one_device(home):
+    assert reason(home(("laptop", 8, 3), ("pi", 4, 15)), Objective.MIXED).startswith(
+        "50% of the tokens under load and the rest alone take "
+    )
 
 
 def test_an_explanation_has_all_its_parts(home):

@@ -18,7 +18,7 @@ def problem() -> Problem:
         NodeCost("w", "pi", 1000, StageTime(0.003, 0.004), StageTime(0.030, 0.040)),
     )
     links = {("s", "w"): LinkCost(0.005, 0.050), ("w", "s"): LinkCost(0.006, 0.060)}
-    model = ModelCost(4, 10, 0, ctx=1, slots=1, stage_bytes=0, chunk_tokens=50, prompt_tokens=128)
+    model = ModelCost(4, 10, 0, ctx=1, slots=1, stage_bytes=0, chunk_tokens=50, prompt_tokens=150)
     return Problem(model, nodes, StarterCost(0.007, 0.070, 0), links)
 
 
@@ -49,9 +49,9 @@ def test_a_slow_hop_can_be_the_bottleneck(problem):
 
 
 def test_the_first_token_waits_for_every_chunk_at_the_slowest_place(problem):
-    # Three chunks; one pass: starter 70 + 10 + 20, hop 50, stage 30 + 3 * 40, and one row back: 6; the slowest is 150.
+    # Three chunks; one pass: starter 10 + 20, hop 50, stage 30 + 3 * 40, and one row back: 6; the slowest is 150; then the head: 70.
     times = predict(problem, ["s", "w"], [1, 3])
-    assert times.ttft_s == pytest.approx(0.100 + 0.050 + 0.150 + 0.006 + 2 * 0.150)
+    assert times.ttft_s == pytest.approx(0.030 + 0.050 + 0.150 + 0.006 + 2 * 0.150 + 0.070)
 
 
 def test_a_starter_alone_has_no_hops(problem):
@@ -59,7 +59,7 @@ def test_a_starter_alone_has_no_hops(problem):
     assert times.hop_decode_s == ()
     assert times.decode_step_s == pytest.approx(0.007 + 0.001 + 4 * 0.002)
     assert times.conversations_to_fill == 1
-    assert times.ttft_s == pytest.approx(3 * (0.070 + 0.010 + 4 * 0.020))
+    assert times.ttft_s == pytest.approx(3 * (0.010 + 4 * 0.020) + 0.070)
 
 
 def test_a_starter_without_blocks_pays_head_and_both_hops_but_no_overhead(problem):
