@@ -22,9 +22,9 @@ from mdi.node.messages import link_report, node_address, pack_list, pack_refs, s
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
+from mdi.profile.condition import on_battery
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import backend_available_bytes, backend_total_bytes
-from mdi.profile.power import on_battery
 from mdi.profile.temperature import temperature_c
 from mdi.wire import PROTOCOL
 from mdi.wire import mdi_pb2 as pb

@@ -21,9 +21,9 @@ from mdi.pipeline.survey import House, Neighbour
 from mdi.plan.costs import UNREACHABLE, LinkCost, ModelCost, NodeCost, Problem, StageTime, StarterCost
 from mdi.profile.attention import ContextTime
 from mdi.profile.blocks import LinearTime
+from mdi.profile.condition import on_battery
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import offered_bytes
-from mdi.profile.power import on_battery
 from mdi.wire import mdi_pb2 as pb
 
 DEFAULT_CTX = 4096

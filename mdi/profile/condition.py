@@ -86,6 +86,12 @@ def power(root: Path = ROOT) -> Power | None:
     return None
 
 
+def on_battery() -> bool:
+    """Whether the system says that this device runs on its battery. Those without one, and systems that do not tell, do not."""
+    source = power()
+    return source is not None and source.on_battery
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What others took of the processors while something was measured: other programs, and the host or a quota (`stolen_share`)."""
@@ -151,8 +157,14 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
 
 def _of_psutil() -> Power | None:
     """macOS and Windows."""
-    sensor = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return None if sensor is None else Power(not sensor.power_plugged, sensor.percent / 100)
+    sensors = getattr(psutil, "sensors_battery", None)  # missing on some systems
+    try:
+        sensor = sensors() if sensors is not None else None
+    except (OSError, ValueError):  # a broken driver's files
+        return None
+    if sensor is None or sensor.power_plugged is None:
+        return None
+    return Power(not sensor.power_plugged, sensor.percent / 100)
 
 
 def _field(path: Path, name: str) -> int | None:

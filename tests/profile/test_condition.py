@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from mdi.profile import condition
 from mdi.profile.condition import LOADED_SHARE, Condition, Load, LoadWatch, Power, power, throttling
 
 
@@ -73,6 +76,31 @@ def test_a_laptop_runs_on_its_battery_or_not(tmp_path: Path) -> None:
     assert power(tmp_path) == Power(True, pytest.approx(0.7))
     supply(tmp_path, "BAT0", status="Charging")
     assert power(tmp_path) == Power(False, pytest.approx(0.7))
+
+
+@pytest.mark.parametrize(
+    ("told", "source"),
+    [
+        (None, None),
+        (SimpleNamespace(percent=80, power_plugged=True), Power(False, 0.8)),
+        (SimpleNamespace(percent=80, power_plugged=None), None),
+        (SimpleNamespace(percent=80, power_plugged=False), Power(True, 0.8)),
+        (OSError("no such device"), None),
+    ],
+)
+def test_systems_without_such_files_ask_psutil(monkeypatch: pytest.MonkeyPatch, told: object, source: Power | None) -> None:
+    def sensors_battery() -> object:
+        if isinstance(told, OSError):
+            raise told
+        return told
+
+    monkeypatch.setattr(psutil, "sensors_battery", sensors_battery, raising=False)
+    assert condition._of_psutil() == source
+
+
+def test_a_system_that_has_no_such_sensor_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(psutil, "sensors_battery", raising=False)
+    assert condition._of_psutil() is None
 
 
 def test_the_battery_of_a_mouse_is_not_the_devices(tmp_path: Path) -> None:
