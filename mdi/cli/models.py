@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdi.cli import options as given
+from mdi.cli.fetching import here
 from mdi.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="A built-in model's name, a checkpoint's directory, or a GGUF file.")
+        str,
+        typer.Argument(
+            metavar="NAME|PATH",
+            help="A model that is on this device: its name, a checkpoint's directory, or a GGUF file.",
+            autocompletion=given.complete_model,
+        ),
     ],
     as_json: given.Json = False,
     quant: given.Quant = "auto",
@@ -28,7 +34,7 @@ def inspect(
     from mdi.model.source import resolve
     from mdi.pipeline import inspection
 
-    found = inspection.inspect(resolve(model), Quant(quant), block, ctx)
+    found = inspection.inspect(resolve(here(model, offline=True, silent=True)), Quant(quant), block, ctx)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdi.cli import options as given
+from mdi.cli.fetching import here
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
 from mdi.cli.terminal import note, say
@@ -35,10 +36,12 @@ def plan(
     device: given.Device = None,
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
+    offline: given.Offline = False,
 ) -> None:
     """Show what would run where, and how fast that should be."""
     from mdi.cli.starting import starter_options
 
+    model = here(model, offline=offline, silent=as_json, weights=False)
     options = starter_options(
         model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,

@@ -49,9 +49,10 @@ def resolve(name_or_path: str) -> ModelSource:
     if path.is_dir():
         path = path.resolve()
         file = None if (path / CONFIG).is_file() else find(path)
-        return ModelSource(path.name, path, file)
+        return ModelSource(_directory_name(path), path, file)
     if path.is_file() and path.name.endswith(SUFFIX):
-        file = part_paths(path.resolve())[0]
+        real = path.resolve()  # unless it is a link to a file of another kind of name, as in the hub's cache
+        file = part_paths(real if real.name.endswith(SUFFIX) else path.absolute())[0]
         return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a GGUF file, or a directory with config.json and .safetensors files")
@@ -62,6 +63,12 @@ def resolve(name_or_path: str) -> ModelSource:
         f"there is no model {name_or_path!r}, and no directory of that name",
         hint=f"built-in models: {known}; or give the path of a downloaded checkpoint",
     )
+
+
+def _directory_name(path: Path) -> str:
+    """Its own, or its repository's where it is a commit in the hub's cache: `models--ORG--NAME/snapshots/COMMIT`."""
+    repository = path.parents[1].name if path.parent.name == "snapshots" else ""
+    return repository.rpartition("--")[2] if repository.startswith("models--") else path.name
 
 
 def stored_weights(source: ModelSource) -> WeightSource:
