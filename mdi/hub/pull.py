@@ -21,6 +21,7 @@ from mdi.model.fields import Fields
 from mdi.model.gptq_awq import OLD_CONFIG, Coding
 
 MARGIN_BYTES = 256 << 20  # left free beside what is downloaded: other programs write too, and a full disk stops the system
+TOLD_BYTES = 1 << 20  # between two reports: some ten a second on a home's line
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class _Meter:
 
     def __init__(self, on_download: OnDownload) -> None:
         self._tell = on_download
-        self.files = self.files_done = self.n_bytes = self.bytes_done = 0
+        self.files = self.files_done = self.n_bytes = self.bytes_done = self._told_bytes = 0
 
     def expect(self, files: list[RemoteFile]) -> None:
         self.files, self.n_bytes = len(files), sum(file.n_bytes for file in files)
@@ -50,13 +51,15 @@ class _Meter:
 
     def add(self, n_bytes: int) -> None:
         self.bytes_done += n_bytes
-        self.say()
+        if abs(self.bytes_done - self._told_bytes) >= TOLD_BYTES:
+            self.say()
 
     def finished(self) -> None:
         self.files_done += 1
         self.say()
 
     def say(self, waiting: str | None = None) -> None:
+        self._told_bytes = self.bytes_done
         self._tell(DownloadProgress(self.files_done, self.files, self.bytes_done, self.n_bytes, waiting))
 
 

@@ -28,7 +28,9 @@ class Reference:
 
     def __post_init__(self) -> None:
         if ".." in self.revision or not _REVISION.fullmatch(self.revision):
-            raise ModelError(f"{self.revision!r:.80} is no revision", hint="a branch, a tag or a commit follows the @: ORG/NAME@REVISION")
+            raise ModelError(
+                f"{self.revision!r:.80} is no revision", hint="a branch, a tag or a commit follows the @: ORG/NAME@REVISION"
+            )
         if self.file is not None and not is_plain_path(self.file):
             raise ModelError(f"{self.file!r:.80} is no file of a repository", hint="write it as ORG/NAME:FILE.gguf")
 

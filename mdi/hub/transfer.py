@@ -27,7 +27,7 @@ class _Growing:
         """`on_bytes` is told how many bytes more there are; fewer, when it has to start over."""
         self._file = file
         self._on_bytes = on_bytes
-        self._stream = path.open("r+b" if path.exists() else "w+b")
+        self._stream = path.open("r+b" if path.exists() else "w+b", buffering=0)  # what came must survive a kill
         self._hasher = file.hasher()
         self.n_bytes = 0
         while chunk := self._stream.read(CHUNK_BYTES):
@@ -44,7 +44,9 @@ class _Growing:
         """Raises HubError for more bytes than the file has, OSError when the disk is full."""
         if self.n_bytes + len(chunk) > self._file.n_bytes:
             raise HubError(f"more bytes came for {self._file.path} than the {self._file.n_bytes} that the hub lists")
-        self._stream.write(chunk)
+        rest = memoryview(chunk)
+        while rest:  # the last block of a full disk takes a part
+            rest = rest[self._stream.write(rest) :]
         self._count(chunk)
 
     def restart(self) -> None:
@@ -64,7 +66,6 @@ class _Growing:
 
     def sync(self) -> None:
         """To the disk: a name must not outlive its content when the power fails."""
-        self._stream.flush()
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
@@ -122,7 +123,7 @@ class Transfer:
         with self.hub.content(self.listing, file, growing.n_bytes) as response:
             if not _continues(response, file, growing.n_bytes):
                 growing.restart()
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_bytes():  # as they come: larger ones would be gathered, and lost with a cut
                 growing.write(chunk)
                 self.pace.progressed()
         if not growing.complete:
