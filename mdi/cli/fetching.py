@@ -57,7 +57,7 @@ def downloading(model: str, *, silent: bool) -> Iterator[OnDownload]:
         with nullcontext(quiet) if silent else shown() as on_progress:
 
             def show(progress: DownloadProgress) -> None:
-                first = not seen
+                first = progress.n_bytes > 0 and not (seen and seen[-1].n_bytes)
                 seen[:] = [progress]
                 on_progress(_bar(model, progress))
                 if not silent and not sys.stderr.isatty() and (first or progress.waiting):

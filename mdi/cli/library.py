@@ -168,7 +168,7 @@ def _list_text(cache: HubCache, known: list[KnownModel], stored: dict[str, Store
         rows = [(_called(model), _state(model)) for model in others]
         parts.append(table(("also here", "size"), rows))
     free = binary_bytes(cache.free_bytes())
-    parts.append(f"Models lie in {cache.root} ({free} free), which other programs share; HF_HOME moves it.")
+    parts.append(f"`demo` is built in. Models lie in {cache.root} ({free} free), which other programs share; HF_HOME moves it.")
     return "\n\n".join(parts)
 
 

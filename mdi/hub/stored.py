@@ -38,7 +38,8 @@ def stored_models(cache: HubCache) -> list[StoredModel]:
 
 def _stored(cache: HubCache, folder: Path) -> StoredModel:
     repository = folder.name.removeprefix(PREFIX).replace(SEPARATOR, "/", 1)
-    files = [path for path in folder.rglob("*") if not path.is_symlink() or path.parent.name == "blobs"]
+    blobs, snapshots = (list((folder / name).rglob("*")) for name in ("blobs", "snapshots"))
+    files = [*blobs, *(path for path in snapshots if not path.is_symlink())]
     unfinished = sum(size_of(path) or 0 for path in files if path.name.endswith(INCOMPLETE))
     n_bytes = sum(size_of(path) or 0 for path in files) - unfinished
     return StoredModel(repository, folder, n_bytes, unfinished, tuple(_runnable(cache, repository)))
