@@ -47,6 +47,7 @@ class Fault:
     alter: Callable[[bytes], bytes] | None = None  # the content, and with it its length
     ignore_range: bool = False
     content_range: str | None = None
+    unsized: bool = False  # no Content-Length: the end of the connection is the end of the content
     before: Callable[[], None] | None = None
 
 
@@ -194,14 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(fault.status, fault.headers)
         data = data if fault.alter is None else fault.alter(data)
         told = {"Accept-Ranges": "bytes", **(headers or {})}
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if match is None or fault.ignore_range:
-            return self.send(200, data, told, cut_after=fault.cut_after, name=path)
+            return self.send(200, data, told, cut_after=fault.cut_after, name=path, unsized=fault.unsized)
         start = int(match[1])
         if start >= len(data):
             return self.send(416, b"", told | {"Content-Range": f"bytes */{len(data)}"}, name=path)
-        told["Content-Range"] = fault.content_range or f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return self.send(206, data[start:], told, cut_after=fault.cut_after, name=path)
+        stop = min(int(match[2]) + 1, len(data)) if match[2] else len(data)
+        told["Content-Range"] = fault.content_range or f"bytes {start}-{stop - 1}/{len(data)}"
+        return self.send(206, data[start:stop], told, cut_after=fault.cut_after, name=path, unsized=fault.unsized)
 
     def allowed(self, repository: str) -> bool:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -239,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         *,
         cut_after: int | None = None,
         name: str | None = None,
+        unsized: bool = False,
     ) -> None:
         """`counted` -1: a redirect, which is no answer. Logged before it is sent: the client may read the log when it has it."""
         body = b"" if self.command == "HEAD" else data if cut_after is None else data[:cut_after]
@@ -251,10 +254,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for header, value in headers.items():
             self.send_header(header, value)
-        self.send_header("Content-Length", str(len(data)))
+        if not unsized:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(body)
-        if len(body) < len(data) and self.command != "HEAD":
+        if unsized or (len(body) < len(data) and self.command != "HEAD"):
             self.close_connection = True
 
 

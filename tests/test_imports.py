@@ -9,7 +9,15 @@ import pytest
 
 MDI = Path(__file__).parent.parent / "mdi"
 # Packages on one line do not know each other.
-ORDER = [["errors", "__init__"], ["model", "wire", "cluster", "plan"], ["engine", "hub"], ["profile"], ["node"], ["pipeline"], ["cli"]]
+ORDER = [
+    ["errors", "__init__"],
+    ["model", "wire", "cluster", "plan"],
+    ["engine", "hub"],
+    ["profile"],
+    ["node"],
+    ["pipeline"],
+    ["cli"],
+]
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}
 MAX_LINES = 500
 

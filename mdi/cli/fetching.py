@@ -32,6 +32,29 @@ def here(model: str, *, offline: bool, silent: bool, weights: bool = True) -> st
         return str(obtain(reference, HubCache.default(), on_download, offline=offline or never_online(), weights=weights))
 
 
+@contextmanager
+def looked_at(model: str, *, offline: bool) -> Iterator[str]:
+    """As `here`, to look at: of a model that is not on this device only the headers come, for as long as the context is open."""
+    reference = remote(model)
+    if reference is None:
+        yield model
+        return
+    from mdi.hub.cache import HubCache
+    from mdi.hub.pull import not_here
+
+    found = HubCache.default().find(reference)
+    if found is not None:
+        yield str(found)
+        return
+    if offline or never_online():
+        raise not_here(reference)
+    from mdi.hub.client import Hub
+    from mdi.hub.peek import peeked
+
+    with Hub.opened() as hub, peeked(reference, hub, note) as directory:
+        yield str(directory)
+
+
 def remote(model: str) -> Reference | None:
     """What `model` names at the hub; None for the built-in one and for paths. What lies here by that name comes first."""
     from mdi.hub.reference import looks_like_path, parse

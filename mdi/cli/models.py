@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdi.cli import options as given
-from mdi.cli.fetching import here
+from mdi.cli.fetching import looked_at
 from mdi.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="NAME|PATH",
-            help="A model that is on this device: its name, a checkpoint's directory, or a GGUF file.",
+            help="As --model of `mdi run`; of a model that is not here, the hub is asked for its headers only.",
             autocompletion=given.complete_model,
         ),
     ],
@@ -28,13 +28,15 @@ def inspect(
     quant: given.Quant = "auto",
     block: given.Block = None,
     ctx: given.Ctx = None,
+    offline: given.Offline = False,
 ) -> None:
     """Show a model's family, shape and formats, what it takes in memory, and which devices would hold it."""
     from mdi.model.quantise import Quant
     from mdi.model.source import resolve
     from mdi.pipeline import inspection
 
-    found = inspection.inspect(resolve(here(model, offline=True, silent=True)), Quant(quant), block, ctx)
+    with looked_at(model, offline=offline) as path:
+        found = inspection.inspect(resolve(path), Quant(quant), block, ctx)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))
 
 

@@ -59,11 +59,11 @@ class Hub:
         return data
 
     @contextmanager
-    def content(self, listing: Listing, file: RemoteFile, start: int) -> Iterator[httpx2.Response]:
-        """A file from byte `start` on; status 206, or 200 from a server that always sends all of it."""
+    def content(self, listing: Listing, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[httpx2.Response]:
+        """A file from byte `start` on, before `stop`; status 206, or 200 from a server that always sends all of it."""
         path = quote(file.path)
         url = f"{self.endpoint}/{listing.repository}/resolve/{listing.commit}/{path}"
-        with self._get(url, Reference(listing.repository, listing.commit), start) as response:
+        with self._get(url, Reference(listing.repository, listing.commit), start, stop) as response:
             yield response
 
     def search(self, text: str, limit: int) -> Sequence[Mapping[str, Any]]:
@@ -76,7 +76,7 @@ class Hub:
         return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("id"), str)][:limit]
 
     def _json(self, url: str, reference: Reference) -> Any:
-        with self._get(url, reference, 0) as response:
+        with self._get(url, reference) as response:
             data = b"".join(_bounded(response, MAX_ANSWER_BYTES))
         try:
             return json.loads(data)
@@ -86,13 +86,13 @@ class Hub:
             ) from None
 
     @contextmanager
-    def _get(self, url: str, reference: Reference, start: int) -> Iterator[httpx2.Response]:
+    def _get(self, url: str, reference: Reference, start: int = 0, stop: int | None = None) -> Iterator[httpx2.Response]:
         headers = {"User-Agent": f"mdi/{__version__}"}  # and not, as the library's own, what else is installed here
         headers["Accept-Encoding"] = "identity"  # a range of a compressed file would be a range of something else
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"  # the client drops it when it is sent on to another host
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:

@@ -64,7 +64,7 @@ class _Meter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class Wanted:
     """The files of a model, small ones first, and the content of those that were read to know it."""
 
     files: list[RemoteFile]
@@ -80,12 +80,16 @@ def obtain(reference: Reference, cache: HubCache, on_download: OnDownload, *, of
     if found is not None:
         return found
     if offline:
-        raise ModelError(
-            f"{reference} is not on this device, or not all of it, and nothing may be downloaded now",
-            hint=f"with a connection: mdi models pull {reference}; mdi models list --here shows what is here",
-        )
+        raise not_here(reference)
     with Hub.opened() as hub:
         return pull(reference, hub, cache, on_download, weights=weights)
+
+
+def not_here(reference: Reference) -> ModelError:
+    return ModelError(
+        f"{reference} is not on this device, or not all of it, and nothing may be downloaded now",
+        hint=f"with a connection: mdi models pull {reference}; mdi models list --here shows what is here",
+    )
 
 
 def pull(
@@ -106,7 +110,7 @@ def pull(
     meter = _Meter(on_download)
     first, pace = Pace(sleep, meter.say, FIRST_TRIES), Pace(sleep, meter.say, TRIES)
     listing = first.persist(lambda: hub.listing(reference))
-    wanted = _choose(reference, listing, lambda file: first.persist(lambda: hub.text(listing, file)), weights=weights)
+    wanted = choose(reference, listing, lambda file: first.persist(lambda: hub.text(listing, file)), weights=weights)
     try:
         if verify:
             _drop_damaged(cache, listing, wanted.files)
@@ -130,13 +134,13 @@ def pull(
     return snapshot / first_part if first_part.endswith(".gguf") else snapshot
 
 
-def _choose(reference: Reference, listing: Listing, read: Callable[[RemoteFile], bytes], *, weights: bool) -> _Wanted:
-    """Raises ModelError for a model that could not be run, before any of its weights is downloaded."""
+def choose(reference: Reference, listing: Listing, read: Callable[[RemoteFile], bytes], *, weights: bool) -> Wanted:
+    """What to download, by the listing and what `read` brings. Raises ModelError for a model that could not be run."""
     if reference.file is not None or not is_checkpoint(listing):
         files = gguf_files(listing, reference)
         if not weights:
             raise _needs_weights(reference)
-        return _Wanted(files, {})
+        return Wanted(files, {})
     small = small_files(listing)
     texts = {CONFIG: read(listing.files[CONFIG])}
     origin = f"{CONFIG} of {listing.repository}"
@@ -145,12 +149,12 @@ def _choose(reference: Reference, listing: Listing, read: Callable[[RemoteFile],
     if not weights:
         if OLD_CONFIG in listing.files or Coding.of_config(fields) is not None:
             raise _needs_weights(reference)
-        return _Wanted(small, texts)
+        return Wanted(small, texts)
     index = None
     if SINGLE not in listing.files:
         texts[INDEX] = read(listing.files[INDEX])
         index = Fields.parse(texts[INDEX], f"{INDEX} of {listing.repository}")
-    return _Wanted([*small, *weight_files(listing, index)], texts)
+    return Wanted([*small, *weight_files(listing, index)], texts)
 
 
 def _needs_weights(reference: Reference) -> ModelError:

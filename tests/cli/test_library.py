@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,28 @@ def test_without_a_terminal_a_download_is_told_in_lines(user: User, server: HubS
     assert user.place in Path(done.stdout.strip()).parents
 
 
+def test_ctrl_c_says_that_nothing_is_lost_and_the_next_start_goes_on(user: User, server: HubServer, checkpoint: Path) -> None:
+    shard = next(path for path in sorted(checkpoint.glob("model-*.safetensors")))
+    children: list[subprocess.Popen[str]] = []
+    ended: list[tuple[str, str]] = []
+
+    def interrupt() -> None:
+        children[0].send_signal(signal.SIGINT)
+        ended.append(children[0].communicate(timeout=TIMEOUT_S))
+
+    server.fail(shard.name, Fault(cut_after=1000), Fault(before=interrupt))
+    command, pipe = [*MDI, "run", "--model", NAME, "--prompt", "x"], subprocess.PIPE
+    variables = environment(user.home) | user.variables
+    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=variables))
+    assert children[0].wait(TIMEOUT_S) == 130
+    assert user.types("models", "pull", NAME).returncode == 0
+    assert server.requests(shard.name)[-1].range == "bytes=1000-"
+    out, error = ended[0]
+    assert out == ""
+    assert error.splitlines()[-1] == "stopped; what has come is kept, and the next start goes on from there"
+    assert "Traceback" not in error
+
+
 def test_at_a_terminal_a_download_is_a_bar(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in user.variables.items():
         monkeypatch.setenv(name, value)
@@ -107,7 +130,13 @@ def test_a_plan_needs_no_weights(user: User, server: HubServer) -> None:
     done = user.types("plan", "--model", NAME, "--no-discovery", "--json")
     assert json.loads(done.stdout)["model"] == "tiny", done.stderr
     assert not [asked for asked in server.asked if asked.path.endswith(".safetensors")]
-    assert "is not on this device" in user.types("models", "inspect", NAME).stderr
+    assert "is not on this device" in user.types("models", "inspect", NAME, "--offline").stderr
+
+
+def test_a_model_is_inspected_before_it_is_downloaded(user: User, server: HubServer, checkpoint: Path) -> None:
+    there = json.loads(user.types("models", "inspect", NAME, "--json").stdout)
+    assert there == json.loads(user.types("models", "inspect", str(checkpoint), "--json").stdout)
+    assert not (user.place / "hub").exists()
 
 
 def test_a_gated_model_says_which_page_to_visit_and_comes_with_a_token(user: User, server: HubServer) -> None:

@@ -107,6 +107,19 @@ def test_a_size_other_than_listed_is_refused_at_once(puller: Puller, alter: Call
     assert len(puller.server.requests(SHARD)) == 1
 
 
+def test_an_answer_that_never_ends_fills_no_disk(puller: Puller, shard: bytes) -> None:
+    puller.server.fail(SHARD, Fault(unsized=True, alter=lambda data: data + b"x" * (1 << 20)))
+    refused(puller, HubError, "more bytes came")
+    listing = Hub(puller.server.endpoint).listing(parse(NAME))
+    assert puller.cache.partial(NAME, listing.files[SHARD]).stat().st_size <= len(shard)
+
+
+def test_an_answer_without_a_length_that_ends_early_goes_on(puller: Puller, checkpoint: Path, shard: bytes) -> None:
+    puller.server.fail(SHARD, Fault(unsized=True, cut_after=1000))
+    assert whole(puller, puller(), checkpoint)
+    assert [row.sent for row in puller.server.requests(SHARD)] == [1000, len(shard) - 1000]
+
+
 def test_a_range_that_was_not_asked_for_is_refused(puller: Puller) -> None:
     puller.server.fail(SHARD, Fault(cut_after=1000), Fault(content_range="bytes 999-4000/4001"))
     refused(puller, HubError, "another part")
