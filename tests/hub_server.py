@@ -49,6 +49,7 @@ class Fault:
     content_range: str | None = None
     unsized: bool = False  # no Content-Length: the end of the connection is the end of the content
     before: Callable[[], None] | None = None
+    silent: bool = False  # no answer at all
 
 
 @dataclass(slots=True)
@@ -191,6 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.take(path) if self.command == "GET" else Fault()
         if fault.before is not None:
             fault.before()
+        if fault.silent:
+            self.close_connection = True
+            return None
         if fault.status is not None:
             return self.refuse(fault.status, fault.headers)
         data = data if fault.alter is None else fault.alter(data)

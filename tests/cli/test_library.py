@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,23 +99,24 @@ def test_without_a_terminal_a_download_is_told_in_lines(user: User, server: HubS
 def test_ctrl_c_says_that_nothing_is_lost_and_the_next_start_goes_on(user: User, server: HubServer, checkpoint: Path) -> None:
     shard = next(path for path in sorted(checkpoint.glob("model-*.safetensors")))
     children: list[subprocess.Popen[str]] = []
-    ended: list[tuple[str, str]] = []
+    gone = threading.Event()
 
     def interrupt() -> None:
         children[0].send_signal(signal.SIGINT)
-        ended.append(children[0].communicate(timeout=TIMEOUT_S))
+        assert gone.wait(TIMEOUT_S)
 
-    server.fail(shard.name, Fault(cut_after=1000), Fault(before=interrupt))
+    server.fail(shard.name, Fault(cut_after=1000), Fault(before=interrupt, silent=True))
     command, pipe = [*MDI, "run", "--model", NAME, "--prompt", "x"], subprocess.PIPE
     variables = environment(user.home) | user.variables
-    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=variables))
-    assert children[0].wait(TIMEOUT_S) == 130
-    assert user.types("models", "pull", NAME).returncode == 0
-    assert server.requests(shard.name)[-1].range == "bytes=1000-"
-    out, error = ended[0]
-    assert out == ""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=variables) as child:
+        children.append(child)
+        out, error = child.communicate(timeout=TIMEOUT_S)
+    gone.set()
+    assert (child.returncode, out) == (130, "")
     assert error.splitlines()[-1] == "stopped; what has come is kept, and the next start goes on from there"
     assert "Traceback" not in error
+    assert user.types("models", "pull", NAME).returncode == 0
+    assert server.requests(shard.name)[-1].range == "bytes=1000-"
 
 
 def test_at_a_terminal_a_download_is_a_bar(user: User, monkeypatch: pytest.MonkeyPatch) -> None:

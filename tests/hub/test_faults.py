@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from .conftest import NAME, Puller
 
 SHARD = "model-00001-of-00009.safetensors"
 ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
@@ -287,20 +289,23 @@ pull(parse(sys.argv[1]), Hub(sys.argv[2]), HubCache(Path(sys.argv[3])), lambda p
 def test_a_killed_download_resumes(puller: Puller, checkpoint: Path, shard: bytes, number: int, sent: int) -> None:
     """The server holds the answer back while the process is killed: all that it got is `sent` bytes."""
     children: list[subprocess.Popen[bytes]] = []
+    gone = threading.Event()
     listing = Hub(puller.server.endpoint).listing(parse(NAME))
     partial = puller.cache.partial(NAME, listing.files[SHARD])
 
     def kill() -> None:
         assert partial.stat().st_size == sent
         children[0].send_signal(number)
-        children[0].wait()
+        assert gone.wait(TIMEOUT_S)
 
-    puller.server.fail(SHARD, *([Fault(cut_after=sent)] if sent else []), Fault(before=kill))
+    puller.server.fail(SHARD, *([Fault(cut_after=sent)] if sent else []), Fault(before=kill, silent=True))
     command = [sys.executable, "-c", CHILD, NAME, puller.server.endpoint, str(puller.cache.root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
-    children[0].communicate(timeout=60)
-    assert children[0].returncode != 0
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as child:
+        children.append(child)
+        child.communicate(timeout=TIMEOUT_S)
+    gone.set()
+    assert child.returncode != 0
     assert puller.cache.find(parse(NAME)) is None
     puller.server.asked.clear()
     assert whole(puller, puller(), checkpoint)
