@@ -25,6 +25,7 @@ from mdi.model.gguf.files import part_paths
 
 PREFIX, SEPARATOR = "models--", "--"
 INCOMPLETE = ".incomplete"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what network file systems answer that know none
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +115,8 @@ class HubCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with suppress(NotImplementedError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _try_lock(descriptor, f"{file.path} of {repository}")
             yield
-        except BlockingIOError:
-            raise UserError(
-                f"another program is downloading {file.path} of {repository} now", hint="start again when it is done"
-            ) from None
         finally:
             os.close(descriptor)
 
@@ -128,6 +124,16 @@ class HubCache:
         """Room on the cache's disk for this user."""
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())
         return shutil.disk_usage(existing).free
+
+
+def _try_lock(descriptor: int, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another program is downloading {what} now", hint="start again when it is done") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def is_whole(snapshot: Path) -> bool:

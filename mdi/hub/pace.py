@@ -53,6 +53,9 @@ class Pace:
         """`work`, again and again until it is not interrupted. Raises HubError as `wait` does."""
         while True:
             try:
-                return work()
+                result = work()
             except Interruption as cut:
                 self.wait(cut)
+            else:
+                self.progressed()
+                return result

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mdi.errors import HubError, ModelError
@@ -16,6 +17,7 @@ from mdi.hub.files import Listing, RemoteFile
 from mdi.hub.pace import FIRST_TRIES, Pace
 from mdi.hub.pull import choose
 from mdi.hub.reference import Reference
+from mdi.model.gptq_awq import OLD_CONFIG
 from mdi.model.shards import MAX_HEADER_BYTES
 
 GUESSED_HEADER_BYTES = 256 << 10  # asked for at first: headers of 100 to 1000 tensors have 10 to 100 KiB
@@ -44,10 +46,10 @@ def peeked(
                 (directory / name).write_bytes(data)
             for file in wanted.files:
                 if file.path.endswith(".safetensors"):
-                    header = pace.persist(lambda file=file: _header(hub, listing, file))  # type: ignore[misc]
+                    header = pace.persist(partial(_header, hub, listing, file))
                     _write_sparse(directory / file.path, header, file.n_bytes)
-                elif file.path not in wanted.texts and file.path == "quantize_config.json":
-                    (directory / file.path).write_bytes(hub.text(listing, file))
+                elif file.path == OLD_CONFIG:  # else a GPTQ checkpoint would look as if it lacked its weights
+                    (directory / file.path).write_bytes(pace.persist(partial(hub.text, listing, file)))
         except OSError as error:
             raise explain(error, directory) from error
         yield directory

@@ -140,7 +140,7 @@ def _continues(response: httpx2.Response, file: RemoteFile, start: int) -> bool:
     else:
         encoded = "Content-Encoding" in response.headers
         total = "*" if encoded else response.headers.get("Content-Length", "*")
-    if total != "*" and int(total) != file.n_bytes:
+    if total.isdigit() and int(total) != file.n_bytes:
         raise HubError(
             f"{file.path} has {file.n_bytes} bytes by the hub's list, but {total} are sent", hint="start again, or later"
         )

@@ -176,6 +176,18 @@ def test_models_are_listed_inspected_and_removed(user: User) -> None:
     assert user.types("models", "rm", NAME, "--yes").returncode == 2
 
 
+@pytest.mark.parametrize(("key", "left"), [("y", False), ("n", True)])
+def test_deleting_is_asked_for_at_a_terminal(user: User, monkeypatch: pytest.MonkeyPatch, key: str, left: bool) -> None:
+    path = Path(user.types("models", "pull", NAME).stdout.strip())
+    for name, value in user.variables.items():
+        monkeypatch.setenv(name, value)
+    with Terminal(user.home, "models", "rm", NAME) as terminal:
+        terminal.wait_for("which other programs share.*y/N")
+        terminal.type(f"{key}\r")
+        assert terminal.process.wait(TIMEOUT_S) == int(left)
+    assert path.exists() == left
+
+
 def test_search_finds_names_and_repositories_that_can_be_run(user: User, server: HubServer) -> None:
     server.found = [
         {"id": "a/llama-x", "config": {"architectures": ["LlamaForCausalLM"]}, "safetensors": {"total": 10**9}},

@@ -139,6 +139,13 @@ def test_the_hub_is_left_alone_for_as_long_as_it_asks(puller: Puller, checkpoint
     assert puller.pauses == [7.0, 55.0, 2.0]
 
 
+def test_failures_count_only_in_a_row(puller: Puller, checkpoint: Path) -> None:
+    for asked in ("info", "config.json", "model.safetensors.index.json"):
+        puller.server.fail(asked, *(Fault(status=503) for _ in range(FIRST_TRIES - 1)))
+    assert whole(puller, puller(), checkpoint)
+    assert puller.pauses == [1.0, 2.0] * 3
+
+
 def test_an_hour_is_too_long_to_wait(puller: Puller) -> None:
     puller.server.fail("info", Fault(status=429, headers={"Retry-After": "3600"}))
     error = refused(puller, HubError, "asks to be left alone for 60 minutes")
