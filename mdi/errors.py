@@ -11,6 +11,7 @@ MdiError
 │   │   └── WrongVersion     it speaks another protocol version
 │   ├── LinkError        a node cannot be reached, or fell silent
 │   └── FrameError       bytes on the wire that are not a valid frame
+├── HubError             the model hub, or the way to it, fails            exit code 1
 └── InternalError        our own bug                                       exit code 1
 """
 
@@ -64,6 +65,10 @@ class LinkError(ClusterError):
 
 
 class FrameError(ClusterError):
+    pass
+
+
+class HubError(MdiError):
     pass
 
 

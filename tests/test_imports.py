@@ -12,7 +12,7 @@ MDI = Path(__file__).parent.parent / "mdi"
 ORDER = [
     ["errors", "__init__"],
     ["model", "wire", "cluster", "plan"],
-    ["engine"],
+    ["engine", "hub"],
     ["profile"],
     ["node"],
     ["pipeline"],

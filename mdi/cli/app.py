@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mdi import __version__
-from mdi.cli import demo, links, models, nodes, plan, profile, run, simulate
+from mdi.cli import demo, library, links, models, nodes, plan, profile, run, simulate
 from mdi.cli.failures import report
 from mdi.cli.logs import log_to_stderr
 from mdi.cli.terminal import never_fail_to_encode, say
@@ -23,7 +23,6 @@ app = typer.Typer(
     help="Run one language model across the devices you already own, privately, on your own network.",
     epilog="Begin with `mdi node start` on each device, then `mdi run` on any of them; `mdi demo` shows it all on this one.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help needs no import of rich: 50 ms on a laptop, half a second on a Pi
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,7 +32,13 @@ node_app.command("start")(nodes.start)
 node_app.command("stop")(nodes.stop)
 node_app.command("profile")(profile.profile)
 app.add_typer(node_app, name="node")
-models_app = typer.Typer(help="Look at models before they run.", no_args_is_help=True, rich_markup_mode=None)
+models_app = typer.Typer(
+    help="Models: which there are, which are here, what they take.", no_args_is_help=True, rich_markup_mode=None
+)
+models_app.command("list")(library.list_models)
+models_app.command("pull")(library.pull)
+models_app.command("rm")(library.remove)
+models_app.command("search")(library.search)
 models_app.command("inspect")(models.inspect)
 app.add_typer(models_app, name="models")
 app.command("nodes")(nodes.nodes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdi.cli import options as given
+from mdi.cli.fetching import looked_at
 from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
@@ -16,19 +17,26 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="A built-in model's name, a checkpoint's directory, or a GGUF file.")
+        str,
+        typer.Argument(
+            metavar="NAME|PATH",
+            help="As --model of `mdi run`; of a model that is not here, the hub is asked for its headers only.",
+            autocompletion=given.complete_model,
+        ),
     ],
     as_json: given.Json = False,
     quant: given.Quant = "auto",
     block: given.Block = None,
     ctx: given.Ctx = None,
+    offline: given.Offline = False,
 ) -> None:
     """Show a model's family, shape and formats, what it takes in memory, and which devices would hold it."""
     from mdi.model.quantise import Quant
     from mdi.model.source import resolve
     from mdi.pipeline import inspection, problem
 
-    found = inspection.inspect(resolve(model), Quant(quant), block, ctx)
+    with looked_at(model, offline=offline) as path:
+        found = inspection.inspect(resolve(path), Quant(quant), block, ctx)
     for notice in problem.ctx_notices(ctx, found.config):
         note(notice)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))

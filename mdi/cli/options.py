@@ -20,12 +20,25 @@ _PIN = re.compile(r"(.+)=([0-9]{1,6})(?:-([0-9]{1,6}))?", re.ASCII)
 QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
 ObjectiveName = Literal["latency", "throughput", "mixed"]
 
+
+def complete_model(typed: str) -> list[str]:
+    """For the shell: names that begin so."""
+    from mdi.hub.names import known_models
+
+    return [name for name in ("demo", *known_models()) if name.startswith(typed)]
+
+
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="NAME|PATH", help="A built-in model's name, a checkpoint's directory, or a GGUF file."
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="A name of `mdi models list`, ORG/NAME[@REVISION][:FILE.gguf] of the hub, a checkpoint's directory, or a GGUF file.",
+        autocompletion=complete_model,
     ),
 ]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: use models that are here.")]
 Quant = Annotated[
     QuantName, typer.Option(help="How weights are kept: auto is int4, but quantised files as they are; none is fp32.")
 ]

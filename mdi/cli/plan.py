@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdi.cli import options as given
+from mdi.cli.fetching import here
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
 from mdi.cli.terminal import note, say
@@ -59,6 +60,7 @@ def plan(
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", help="With --nodes: the prompt that the first token is predicted for.", min=1)
     ] = 128,
+    offline: given.Offline = False,
 ) -> None:
     """Show what would run where, and how fast that should be.
 
@@ -67,6 +69,8 @@ def plan(
     """
     from mdi.cli.starting import starter_options
 
+    if not nodes:
+        model = here(model, offline=offline, silent=as_json, weights=False)
     options = starter_options(
         model=model, quant=quant, block=block, ctx=ctx, objective=objective, busy_share=busy_share,
         min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mdi.cli import options as given
 from mdi.cli import wishes as wished
+from mdi.cli.fetching import here
 from mdi.cli.loop import run_async
 from mdi.cli.progress import quiet, shown
 from mdi.cli.terminal import note, say
@@ -73,6 +75,7 @@ def run(
     device: given.Device = None,
     max_memory: given.MaxMemory = None,
     refresh: given.Refresh = False,
+    offline: given.Offline = False,
     as_json: given.Json = False,
 ) -> None:
     """Talk to a model that runs across your devices.
@@ -99,6 +102,7 @@ def run(
     params = SamplingParams(temperature, top_k, top_p, min_p, seed or 0, *penalties, biases, logprobs)
     constraint = wished.parse_constraint(json_schema, regex)
     wishes = Wishes(params, seed, max_tokens, tuple(stop or ()), ignore_eos, raw, constraint, not no_speculation)
+    starting = replace(starting, model=here(model, offline=offline, silent=as_json))
     raise typer.Exit(run_async(_run(starting, wishes, system, prompt, as_json=as_json)))
 
 

@@ -50,9 +50,10 @@ def resolve(name_or_path: str) -> ModelSource:
     if path.is_dir():
         path = path.resolve()
         file = None if (path / CONFIG).is_file() else find(path)
-        return ModelSource(path.name, path, file)
+        return ModelSource(_directory_name(path), path, file)
     if path.is_file() and path.name.endswith(SUFFIX):
-        file = part_paths(path.absolute())[0]  # not where a link leads: caches keep files under hashes, and names count parts
+        real = path.resolve()  # unless it is a link to a file of another kind of name, as in the hub's cache
+        file = part_paths(real if real.name.endswith(SUFFIX) else path.absolute())[0]
         return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
         raise ModelError(f"{path} is a file, and no GGUF file", hint=MODELS_ARE)
@@ -63,6 +64,12 @@ def resolve(name_or_path: str) -> ModelSource:
         f"there is no model {name_or_path!r}, and no directory of that name",
         hint=f"built-in models: {known}; or give the path of a downloaded checkpoint",
     )
+
+
+def _directory_name(path: Path) -> str:
+    """Its own, or its repository's where it is a commit in the hub's cache: `models--ORG--NAME/snapshots/COMMIT`."""
+    repository = path.parents[1].name if path.parent.name == "snapshots" else ""
+    return repository.rpartition("--")[2] if repository.startswith("models--") else path.name
 
 
 def stored_weights(source: ModelSource) -> WeightSource:

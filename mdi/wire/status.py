@@ -11,6 +11,7 @@ import grpc
 from mdi.errors import (
     ClusterError,
     FrameError,
+    HubError,
     InternalError,
     LinkError,
     MdiError,
@@ -42,6 +43,7 @@ STATUS_OF: dict[type[MdiError], grpc.StatusCode] = {
     WrongVersion: grpc.StatusCode.UNIMPLEMENTED,
     LinkError: grpc.StatusCode.UNAVAILABLE,
     FrameError: grpc.StatusCode.DATA_LOSS,
+    HubError: grpc.StatusCode.UNAVAILABLE,
     InternalError: grpc.StatusCode.INTERNAL,
 }
 
