@@ -13,14 +13,15 @@ from mdi.errors import NoRoom, PeerError
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage, StageSpec
 from mdi.node.threads import in_thread
+from mdi.plan.forecast import MOST_STEPS
 from mdi.profile.memory import format_bytes
 from mdi.wire.ring import RingTarget
 
 LEASE_S = 30.0  # a starter that vanished gets this long to come back before its stage is freed
 MAX_STAGES = 16  # sessions at once; memory is refused long before
-# Results that a starter has not taken yet. It has at most that many steps in flight, so the ring never waits for it to read. Enough
-# to fill a ring of 31 stages; results are empty for all of a prompt but its end, and a few rows in decode.
-MAX_WAITING_RESULTS = 32
+# Results that a starter has not taken yet. It has at most that many steps in flight, so the ring never waits for it to read. They are
+# empty for all of a prompt but its end, and a few rows in decode.
+MAX_WAITING_RESULTS = MOST_STEPS
 
 
 @dataclass(slots=True)

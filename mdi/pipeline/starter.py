@@ -20,7 +20,6 @@ from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.source import Model, resolve
 from mdi.node.daemon import SWITCH_INTERVAL_S
-from mdi.node.stages import MAX_WAITING_RESULTS
 from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
 from mdi.pipeline.core import StarterCore
@@ -31,7 +30,7 @@ from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
-from mdi.plan.forecast import steps_in_flight as steps_for
+from mdi.plan.forecast import steps_in_flight
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
 from mdi.plan.wishes import permitted, starter_min_blocks
@@ -247,11 +246,6 @@ def _core(
         max_in_flight=steps_in_flight(len(plan.stages)),
     )
     return core, scheduler
-
-
-def steps_in_flight(n_stages: int) -> int:
-    """How many steps may be on their way: every stage has work, and the last one has room for all their results."""
-    return min(steps_for(n_stages), MAX_WAITING_RESULTS)
 
 
 def _step_timeout_s(plan: Plan) -> float:

@@ -14,8 +14,7 @@ from mdi.errors import InternalError, LinkError, UserError
 from mdi.plan.costs import Problem
 
 STEPS_BEYOND_STAGES = 1  # chunks of one prompt that follow each other through the ring, beyond the one in each stage
-
-MOST_STEPS = 32  # results that the last node keeps for the starter (node/stages.py)
+MOST_STEPS = 32  # enough to fill a ring of 31 stages; the last node must have room for all their results
 
 
 def steps_in_flight(n_stages: int) -> int:

@@ -9,7 +9,7 @@ from mdi.node.daemon import NodeOptions
 from mdi.node.stages import MAX_WAITING_RESULTS
 from mdi.pipeline.api import StarterOptions
 from mdi.pipeline.problem import DEFAULT_CTX, ctx_notices, ctx_of
-from mdi.pipeline.starter import steps_in_flight
+from mdi.plan.forecast import steps_in_flight
 from tests.node.test_stage import SPEC
 
 CONFIG = SPEC.config
