@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mdi.engine.batch import Span
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,11 @@ class StageShape:
     n_slots: int
     ctx: int
     threads: int
+    kv_type: KvType = KvType.FP32
 
     def kv_bytes(self, config: ModelConfig, n_blocks: int) -> int:
         """Bytes of KV when every slot is full. Memory is taken as it is written."""
-        return 2 * n_blocks * self.n_slots * config.n_kv_heads * self.ctx * config.head_dim * KV_VALUE_BYTES
-
-
-KV_VALUE_BYTES = 4  # fp32: attention reads it without conversion
+        return 2 * n_blocks * self.n_slots * config.n_kv_heads * self.ctx * config.head_dim * self.kv_type.value_bytes
 
 
 class Engine(Protocol):

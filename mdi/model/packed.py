@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
+from mdi.model.calibration import Calibration, HiddenState, Observer, Seen, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse
@@ -27,6 +27,7 @@ from mdi.model.weights import WeightSource
 MANIFEST_VERSION = 2
 
 Progress = Callable[[int, int], None]  # parts done, parts in all
+Tensors: TypeAlias = dict[str, NDArray[Any] | Linear]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +83,18 @@ def prepare(
     packs_directory: Path,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    *,
+    weighed: bool = True,
 ) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    With an observer, floats become 4 bits weighed by what it sees (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
+    With an observer, packs hold scales for KV in 8 bits, and if `weighed` floats become 4 bits weighed by what it sees
+    (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
     damaged checkpoint, a format that does not suit it, or too little disk room. Whatever happens, only whole packs remain, and the next
     call goes on with those: one that was killed loses the part at hand.
     """
-    if fmt.bits != 4 or source.quantised:
-        observer = None
-    name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if observer else ''}"
+    weighed = weighed and observer is not None and fmt.bits == 4 and not source.quantised
+    name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if weighed else ''}{'-kv' if observer else ''}"
     path = packs_directory / f"{name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
@@ -99,7 +102,7 @@ def prepare(
     packs_directory.mkdir(parents=True, exist_ok=True)
     log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)
-    packed = _Conversion(source, fmt, packs_directory, log, state, observer).run(progress or (lambda done, total: None))
+    packed = _Conversion(source, fmt, packs_directory, log, state, observer, weighed).run(progress or (lambda done, total: None))
     whole = packs_directory / f"{name}.partial"
     whole.write_text(json.dumps(packed.to_json()))
     whole.replace(path)
@@ -134,6 +137,8 @@ class _Conversion:
     log: PartLog
     state: HiddenState
     observer: Observer | None
+    weighed: bool
+    own: dict[int, Tensors] = field(default_factory=dict)  # the tensors of the block at hand, which are observed and then written
 
     def run(self, progress: Progress) -> PackedModel:
         config = self.source.config
@@ -158,22 +163,32 @@ class _Conversion:
     def _calibration(self, embedding: PackRef) -> Calibration | None:
         if self.observer is None:
             return None
-        config, fmt = self.source.config, WeightFormat(8, self.fmt.block)
+        config = self.source.config
         table = Embedding(open_pack(self.directory / embedding.filename), config.embedding_scale)
         start = table.rows(random_tokens(config.vocab_size))
 
-        def reference(block: int) -> dict[str, NDArray[Any] | Linear]:
-            return block_tensors(self.source, block, fmt)
+        return Calibration(self.observer, start, self._reference, self.state, self.directory)
 
-        return Calibration(self.observer, start, reference, self.state, self.directory)
+    def _reference(self, block: int) -> Tensors:
+        if self.weighed:
+            return block_tensors(self.source, block, WeightFormat(8, self.fmt.block))
+        if block not in self.own:
+            self.own.clear()
+            self.own[block] = block_tensors(self.source, block, self.fmt)
+        return self.own[block]
 
     def _write_block(self, index: int, calibration: Calibration | None) -> PackRef:
-        squares = {} if calibration is None else calibration.squares(index)
-        return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt, squares))
+        if calibration is None:
+            return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt))
+        seen = calibration.seen(index)
+        return write_pack(self.directory, PackKind.BLOCK, self._observed_tensors(index, seen) | seen.kv.tensors())
+
+    def _observed_tensors(self, block: int, seen: Seen) -> Tensors:
+        return block_tensors(self.source, block, self.fmt, seen.squares) if self.weighed else self._reference(block)
 
     def _write_head(self, calibration: Calibration | None) -> PackRef:
         config, norm, squares = self.source.config, self.source.norm(self.source.final_norm), None
-        if calibration is not None:
+        if calibration is not None and self.weighed:
             squares = normed_squares(calibration.before(config.n_blocks), norm, config.norm_eps)
         matrix = fuse(linear_parts(self.source, self.source.head, self.fmt, squares))
         return write_pack(self.directory, PackKind.HEAD, {"norm": norm, "head": matrix})
@@ -208,7 +223,7 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: ND
 
 def block_tensors(
     source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
-) -> dict[str, NDArray[Any] | Linear]:
+) -> Tensors:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names, squares = source.block_tensors(block), squares or {}
 
@@ -220,7 +235,7 @@ def block_tensors(
         seen = squares.get(part.name)
         return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt, seen)])
 
-    tensors: dict[str, NDArray[Any] | Linear] = {}
+    tensors: Tensors = {}
     for placed in block_layout(source.config, block):
         match placed.part.stored:
             case Stored.NORM | Stored.PLAIN:
