@@ -9,6 +9,7 @@ import typer
 from mdi.errors import UserError
 
 QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
+KvTypeName = Literal["auto", "fp32", "int8"]
 ObjectiveName = Literal["latency", "throughput"]
 
 Model = Annotated[
@@ -23,6 +24,10 @@ Quant = Annotated[
 Block = Annotated[
     int | None,
     typer.Option(metavar="N", help="Weights that share a scale.  [default: 256 for models of 1 B and more, else 128]"),
+]
+KvType = Annotated[
+    KvTypeName,
+    typer.Option(help="How CPUs keep keys and values: auto is int8, but fp32 with --quant none. GPUs keep 16 bits."),
 ]
 Ctx = Annotated[
     int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: the model's own, within reason]")

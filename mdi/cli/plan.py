@@ -27,6 +27,7 @@ def plan(
     min_nodes: given.MinNodes = 1,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     ctx: given.Ctx = None,
     peer: given.Peer = None,
     no_discovery: given.NoDiscovery = False,
@@ -40,8 +41,8 @@ def plan(
     from mdi.cli.starting import starter_options
 
     options = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
-        discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
+        model=model, quant=quant, block=block, kv_type=kv_type, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split,
+        peer=peer, discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     run_async(_plan(options, explain=explain, as_json=as_json))
 

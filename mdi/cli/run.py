@@ -59,6 +59,7 @@ def run(
     ctx: given.Ctx = None,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     objective: given.Objective = "latency",
     split: given.Split = None,
     min_nodes: given.MinNodes = 1,
@@ -80,8 +81,8 @@ def run(
     from mdi.engine.sampling import SamplingParams
 
     starting = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split, peer=peer,
-        discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
+        model=model, quant=quant, block=block, kv_type=kv_type, ctx=ctx, objective=objective, min_nodes=min_nodes, split=split,
+        peer=peer, discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
     if temperature is None:
         temperature = 0.0 if model == BUILT_IN_MODEL else TEMPERATURE

@@ -1,9 +1,9 @@
 """Attention on KV in 8 bits: two ways to the same numbers, of which each step takes the faster one (`kv_plan.py`).
 
-- in place: GroupQueryAttention's own kernel for int8 KV reads each code once. For few tokens it is bound by memory, and faster than that
-  for fp32; for many it computes dot product by dot product, three times slower than the matrix products of that for fp32.
-- expanded: the codes of the tokens so far become fp32 as whole numbers, some heads at a time, for the kernel for fp32. Scales are multiplied
-  with the queries and the result instead. New keys and values are rounded first, so both ways see the same.
+- in place: GroupQueryAttention's own kernel for int8 KV. For few tokens it is bound by memory, and faster than that for fp32; for many it
+  computes dot product by dot product, three times slower than the matrix products of that for fp32.
+- expanded: the codes of the tokens so far become fp32 as whole numbers, some heads at a time, for the kernel for fp32. Scales are
+  multiplied with the queries and the result instead. New keys and values are rounded first, so both ways see the same.
 """
 
 from __future__ import annotations
@@ -98,10 +98,12 @@ class QuantisedAttention:
         g.node("Split", [self.padded, self._sizes(f"{p}.kinds", [n_q * d, n_kv * d, n_kv * d])], kinds, axis=-1)
         q, k = (self._rotated(g, rows, heads) for rows, heads in zip(kinds, (n_q, n_kv), strict=False))
         q = g.node("Mul", [q, self._channels(f"{p}.q_factors", np.repeat(keys, n_q // n_kv, 0))], [f"{p}.q_scaled"])
-        k = self._rounded(g, k, self._channels(f"{p}.k_inverses", 1 / keys))
-        v = self._rounded(g, f"{p}.v", self._channels(f"{p}.v_inverses", 1 / values))
+        k = self._rounded(g, k, self._channels(f"{p}.k_inverses", np.float32(1) / keys))
+        v = self._rounded(g, f"{p}.v", self._channels(f"{p}.v_inverses", np.float32(1) / values))
         presents = [self._written(g, kind, rows) for kind, rows in (("key", k), ("value", v))]
-        parts = zip(*(self._parts(g, rows, heads * d // groups) for rows, heads in ((q, n_q), (k, n_kv), (v, n_kv))), strict=True)
+        parts = zip(
+            *(self._parts(g, rows, heads * d // groups) for rows, heads in ((q, n_q), (k, n_kv), (v, n_kv))), strict=True
+        )
         outs = [self._group(g, group, rows) for group, rows in enumerate(parts)]
         joined = outs[0] if groups == 1 else g.node("Concat", outs, [f"{p}.joined"], axis=-1)
         factors = self._channels(f"{p}.out_factors", np.repeat(values, n_q // n_kv, 0))

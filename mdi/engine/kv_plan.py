@@ -54,16 +54,15 @@ class KvPlan:
     def inputs(self, layout: Layout) -> dict[str, NDArray[Any]]:
         """The inputs that a graph has for KV in 8 bits: see `kv_graph.declare`."""
         n_rows, longest = layout.pad.shape
-        starts = (layout.last_position - layout.query_lengths + 1).clip(0)  # [B]
-        held = min(self.ctx, int(starts.max()) + longest)
-        if not self.expands(n_rows, longest, held):
+        if not self.expands(n_rows, longest, layout.reach):
             return IN_PLACE
+        starts = layout.last_position - layout.query_lengths + 1  # [B]
         positions = np.minimum(starts[:, None] + np.arange(longest), self.ctx - 1)  # [B, S]
         places = np.empty((len(layout.unpad), self.n_kv_heads, 3), np.int64)
         places[..., 0] = (layout.unpad // longest)[:, None]
         places[..., 1] = np.arange(self.n_kv_heads)
         places[..., 2] = positions.reshape(-1)[layout.unpad][:, None]
-        return {"expand": np.array(True), "positions": positions, "held": np.array([held], np.int64), "places": places}
+        return {"expand": np.array(True), "positions": positions, "held": np.array([layout.reach], np.int64), "places": places}
 
 
 IN_PLACE: dict[str, NDArray[Any]] = {

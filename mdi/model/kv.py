@@ -23,7 +23,7 @@ TINY = 1e-6  # scales are divided by: of a head that is all zeros
 
 
 class KvType(StrEnum):
-    """INT8 has one byte a value, in the pack's scales. HALF is bfloat16 or float16, what torch computes in on accelerators."""
+    """INT8 has one byte a value, by the pack's scales. HALF is bfloat16 or float16, what torch computes in on accelerators."""
 
     FP32 = "fp32"
     INT8 = "int8"

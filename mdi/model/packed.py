@@ -102,7 +102,9 @@ def prepare(
     packs_directory.mkdir(parents=True, exist_ok=True)
     log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)
-    packed = _Conversion(source, fmt, packs_directory, log, state, observer, weighed).run(progress or (lambda done, total: None))
+    packed = _Conversion(source, fmt, packs_directory, log, state, observer, weighed).run(
+        progress or (lambda done, total: None)
+    )
     whole = packs_directory / f"{name}.partial"
     whole.write_text(json.dumps(packed.to_json()))
     whole.replace(path)
@@ -138,7 +140,9 @@ class _Conversion:
     state: HiddenState
     observer: Observer | None
     weighed: bool
-    own: dict[int, Tensors] = field(default_factory=dict)  # the tensors of the block at hand, which are observed and then written
+    own: dict[int, Tensors] = field(
+        default_factory=dict
+    )  # the tensors of the block at hand, which are observed and then written
 
     def run(self, progress: Progress) -> PackedModel:
         config = self.source.config
@@ -221,9 +225,7 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: ND
     return tuple(as_asked(part) for part in source.linear(name))
 
 
-def block_tensors(
-    source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
-) -> Tensors:
+def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None) -> Tensors:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names, squares = source.block_tensors(block), squares or {}
 

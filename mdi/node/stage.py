@@ -52,7 +52,8 @@ class StageSpec:
     def memory_bytes(self) -> int:
         """What the loaded stage takes when all its slots are full."""
         weights = sum(pack.n_bytes for pack in self.packs)
-        return int(RESIDENT_FACTOR * weights) + self.shape.kv_bytes(self.config, len(self.blocks)) + STAGE_BYTES
+        kv_bytes = self.shape.kv_bytes(self.config, len(self.blocks))
+        return int(RESIDENT_FACTOR * weights) + kv_bytes + self.shape.step_bytes(self.config) + STAGE_BYTES
 
 
 class LoadedStage:

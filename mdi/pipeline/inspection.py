@@ -8,13 +8,14 @@ from typing import Any
 
 from mdi.engine.protocol import StageShape
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.layout import block_layout
 from mdi.model.packed import source_bytes
 from mdi.model.quantise import Quant
 from mdi.model.source import ModelSource, kept_as, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
-from mdi.pipeline.problem import DEFAULT_CTX
+from mdi.pipeline.problem import DEFAULT_CTX, chosen_kv_type
 from mdi.profile.memory import HEADROOM_BYTES
 
 DEVICE_BYTES = (4 << 30, 8 << 30, 16 << 30)  # what Raspberry Pis and laptops are sold with
@@ -54,6 +55,7 @@ class Inspection:
     parameters: int
     tensors: tuple[StoredTensor, ...]
     quant: Quant
+    kv_type: KvType
     block_bytes: int
     head_bytes: int
     kv_bytes_per_token: int
@@ -92,6 +94,7 @@ class Inspection:
             "block_bytes": self.block_bytes,
             "head_bytes": self.head_bytes,
             "total_bytes": self.total_bytes,
+            "kv_type": str(self.kv_type),
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "ctx": self.ctx,
             "fits": [asdict(fit) for fit in self.fits],
@@ -112,14 +115,17 @@ SHAPE = (
 )
 
 
-def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None) -> Inspection:
-    """Raises ModelError when the model could not be run."""
+def inspect(
+    source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None, kv_type: KvType | None = None
+) -> Inspection:
+    """On CPUs: other devices keep KV in 16 bits. Raises ModelError when the model could not be run."""
     stored = stored_weights(source)
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)
     block_bytes, head_bytes = source_bytes(weights, fmt)
     ctx = min(ctx or DEFAULT_CTX, config.max_positions)
-    kv_bytes = StageShape(n_slots=1, ctx=1, threads=1).kv_bytes(config, 1)
+    kept = StageShape(1, ctx, 1, chosen_kv_type(quant, kv_type))
+    kv_bytes = kept.kv_bytes(config, 1) // ctx
     one_block = RESIDENT_FACTOR * block_bytes + ctx * kv_bytes
     return Inspection(
         name=source.name,
@@ -128,11 +134,15 @@ def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: in
         parameters=parameters(stored),
         tensors=tuple(stored.inventory()),
         quant=quant,
+        kv_type=kept.kv_type,
         block_bytes=block_bytes,
         head_bytes=head_bytes,
         kv_bytes_per_token=config.n_blocks * kv_bytes,
         ctx=ctx,
-        fits=tuple(fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes) for memory in DEVICE_BYTES),
+        fits=tuple(
+            fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes, kept.step_bytes(config))
+            for memory in DEVICE_BYTES
+        ),
     )
 
 
@@ -144,9 +154,9 @@ def parameters(weights: WeightSource) -> int:
     return blocks + matrices * config.vocab_size * config.d_model + config.d_model
 
 
-def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float) -> Fit:
-    """What a device holds, given the resident bytes of a block with its KV, and of the head, which only the starter has."""
-    room = memory_bytes - SYSTEM_BYTES - HEADROOM_BYTES - STAGE_BYTES
+def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float, step_bytes: int = 0) -> Fit:
+    """What a device holds, given the resident bytes of a block with its KV, of the head, which only the starter has, and of a step."""
+    room = memory_bytes - SYSTEM_BYTES - HEADROOM_BYTES - STAGE_BYTES - step_bytes
     as_starter, as_worker = (max(0, int(free // block_bytes)) for free in (room - head_bytes, room))
     left = max(0, n_blocks - as_starter)
     devices = None if room < head_bytes or (left and not as_worker) else 1 + -(-left // max(1, as_worker))

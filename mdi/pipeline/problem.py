@@ -6,12 +6,13 @@ import asyncio
 import itertools
 from dataclasses import dataclass
 
-from mdi.engine.backend import AUTO, CPU, Backend, choose_backend
+from mdi.engine.backend import AUTO, CPU, ONNX, Backend, choose_backend
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
-from mdi.model.quantise import WeightFormat
+from mdi.model.kv import KvType
+from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.source import Model
 from mdi.node.links import LinkTimes
 from mdi.node.measure import Measurer
@@ -41,13 +42,15 @@ class Workload:
     chunk_tokens: int
     block_bytes: int
     head_bytes: int
+    kv_type: KvType
 
     @classmethod
     def of(cls, model: Model, options: StarterOptions) -> Workload:
         config, fmt = model.config, model.weight_format(options.quant, options.block)
         ctx = min(options.ctx or DEFAULT_CTX, config.max_positions)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
-        return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *model.packed_bytes(options.quant, fmt))
+        sizes = model.packed_bytes(options.quant, fmt)
+        return cls(config, fmt, ctx, options.n_slots, min(chunk, ctx), *sizes, chosen_kv_type(options.quant, options.kv_type))
 
     @property
     def decode_bytes(self) -> int:
@@ -57,18 +60,26 @@ class Workload:
     def prefill_bytes(self) -> int:
         return self.chunk_tokens * 4 * self.config.d_model + 128
 
+    def kv_bytes_per_token(self, backend: Backend) -> int:
+        """Of one block, as that backend keeps it."""
+        return StageShape(1, 1, 1, backend.kv_type(self.kv_type)).kv_bytes(self.config, 1)
+
     def model_cost(self) -> ModelCost:
-        one = StageShape(1, 1, 1)
         return ModelCost(
             n_blocks=self.config.n_blocks,
             block_bytes=self.block_bytes,
-            kv_bytes_per_token=one.kv_bytes(self.config, 1),
+            kv_bytes_per_token=self.kv_bytes_per_token(ONNX),
             ctx=self.ctx,
             slots=self.n_slots,
-            stage_bytes=STAGE_BYTES,
+            stage_bytes=STAGE_BYTES + StageShape(self.n_slots, self.ctx, 1, self.kv_type).step_bytes(self.config),
             chunk_tokens=self.chunk_tokens,
             resident_factor=RESIDENT_FACTOR,
         )
+
+
+def chosen_kv_type(quant: Quant, wanted: KvType | None) -> KvType:
+    """`wanted`, or else 8 bits; weights in fp32 are there to be exact, and so is their KV."""
+    return wanted or (KvType.FP32 if quant is Quant.NONE else KvType.INT8)
 
 
 async def draw_problem(
@@ -83,12 +94,22 @@ async def draw_problem(
     total = len(house.others) + 1
     on_progress(Progress("profile", label, 0, total))
     blocks = await measurer.blocks(
-        workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+        workload.config,
+        workload.fmt,
+        ctx=workload.ctx,
+        chunk_tokens=workload.chunk_tokens,
+        kv_type=workload.kv_type,
+        refresh=refresh,
     )
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
     starter = NodeCost(
-        house.node_id, _own_name(house), _own_memory(house, options, backend), _time(blocks.decode), _time(blocks.prefill)
+        house.node_id,
+        _own_name(house),
+        _own_memory(house, options, backend),
+        _time(blocks.decode),
+        _time(blocks.prefill),
+        workload.kv_bytes_per_token(backend),
     )
 
     profiles = await _profile_others(
@@ -101,6 +122,7 @@ async def draw_problem(
             profile.memory_offered_bytes,
             StageTime(profile.decode.overhead_s, profile.decode.block_s),
             StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
+            workload.kv_bytes_per_token(_backend_of(neighbour)),
         )
         for neighbour, profile in profiles
     ]
@@ -132,7 +154,12 @@ async def _profile_others(house: House, workload: Workload, refresh: bool, on_do
         for neighbour in neighbours:
             try:
                 profile = await neighbour.peer.profile(
-                    workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+                    workload.config,
+                    workload.fmt,
+                    ctx=workload.ctx,
+                    chunk_tokens=workload.chunk_tokens,
+                    kv_type=workload.kv_type,
+                    refresh=refresh,
                 )
             except MdiError as error:
                 house.drop(neighbour, str(error))
@@ -143,6 +170,12 @@ async def _profile_others(house: House, workload: Workload, refresh: bool, on_do
     by_device = itertools.groupby(sorted(house.others, key=_device), key=_device)
     await asyncio.gather(*[one_device(list(group)) for _, group in by_device])
     return sorted(done, key=lambda each: each[0].info.node_id)
+
+
+def _backend_of(neighbour: Neighbour) -> Backend:
+    """What another node computes on, as far as KV depends on it."""
+    device = neighbour.info.device or CPU
+    return ONNX if device == CPU else Backend(device, neighbour.info.accelerator or None, "torch")
 
 
 def _device(neighbour: Neighbour) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mdi.errors import InternalError, UserError
 
@@ -40,18 +40,24 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """One device. `memory_bytes` is what it offers to this model; `prefill` is for one chunk of `ModelCost.chunk_tokens`."""
+    """One device. `memory_bytes` is what it offers to this model; `prefill` is for one chunk of `ModelCost.chunk_tokens`.
+
+    `kv_bytes_per_token`, for one block, is there where the device keeps KV in another type than `ModelCost` says.
+    """
 
     node_id: str
     name: str
     memory_bytes: int
     decode: StageTime
     prefill: StageTime
+    kv_bytes_per_token: int | None = None
 
     def __post_init__(self) -> None:
         if not self.node_id or not self.name:
             raise InternalError("a node needs an id and a name")
         _check_count("memory_bytes", self.memory_bytes, 0)
+        if self.kv_bytes_per_token is not None:
+            _check_count("kv_bytes_per_token", self.kv_bytes_per_token, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +171,13 @@ class Problem:
     def block_limit(self, index: int) -> int:
         """How many blocks node `index` can hold; the starter's embedding and head come first."""
         reserved_bytes = self.starter.bytes if index == 0 else 0
-        return self.model.block_limit(self.nodes[index].memory_bytes - reserved_bytes)
+        return self._model_on(index).block_limit(self.nodes[index].memory_bytes - reserved_bytes)
 
     def bytes_needed(self, index: int, n_blocks: int) -> int:
         """What node `index` takes for `n_blocks`, with embedding and head on the starter."""
-        return self.model.memory_bytes(n_blocks) + (self.starter.bytes if index == 0 else 0)
+        return self._model_on(index).memory_bytes(n_blocks) + (self.starter.bytes if index == 0 else 0)
+
+    def _model_on(self, index: int) -> ModelCost:
+        """The model as node `index` holds it."""
+        kv_bytes = self.nodes[index].kv_bytes_per_token
+        return self.model if kv_bytes is None else replace(self.model, kv_bytes_per_token=kv_bytes)
