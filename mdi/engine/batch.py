@@ -42,7 +42,7 @@ class Layout:
     def reach(self) -> int:
         """How many tokens of KV attention touches with its padding: every row is padded to the longest."""
         starts = self.last_position - self.query_lengths + 1
-        return int(starts.max()) + self.pad.shape[1]
+        return int(starts.max()) + int(self.pad.shape[1])
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> Layout:

@@ -60,8 +60,10 @@ class QuantisedAttention:
 
     def node(self) -> str:
         """[B, S, n_heads head_dim]; KV is written in place."""
-        if any(name not in self.pack.tensors for name in (KEY_SCALES, VALUE_SCALES)):
-            raise ModelError(f"pack {self.pack.path.name[:12]} has no scales for KV in 8 bits", hint=NO_SCALES_HINT)
+        found = [self.pack.tensors.get(name) for name in (KEY_SCALES, VALUE_SCALES)]
+        wanted = ("F32", (self.config.n_kv_heads * self.config.head_dim,))
+        if any(each is None or (each.dtype, each.shape) != wanted for each in found):
+            raise ModelError(f"pack {self.pack.path.name[:12]} has no scales for KV in 8 bits that fit", hint=NO_SCALES_HINT)
         names = [f"b{self.i}.attention", f"present_key.{self.i}", f"present_value.{self.i}"]
         return self.g.node("If", ["expand"], names, then_branch=self._expanded(), else_branch=self._in_place())
 
@@ -98,8 +100,8 @@ class QuantisedAttention:
         g.node("Split", [self.padded, self._sizes(f"{p}.kinds", [n_q * d, n_kv * d, n_kv * d])], kinds, axis=-1)
         q, k = (self._rotated(g, rows, heads) for rows, heads in zip(kinds, (n_q, n_kv), strict=False))
         q = g.node("Mul", [q, self._channels(f"{p}.q_factors", np.repeat(keys, n_q // n_kv, 0))], [f"{p}.q_scaled"])
-        k = self._rounded(g, k, self._channels(f"{p}.k_inverses", np.float32(1) / keys))
-        v = self._rounded(g, f"{p}.v", self._channels(f"{p}.v_inverses", np.float32(1) / values))
+        k = self._rounded(g, k, self._channels(f"{p}.k_inverses", np.reciprocal(keys)))
+        v = self._rounded(g, f"{p}.v", self._channels(f"{p}.v_inverses", np.reciprocal(values)))
         presents = [self._written(g, kind, rows) for kind, rows in (("key", k), ("value", v))]
         parts = zip(
             *(self._parts(g, rows, heads * d // groups) for rows, heads in ((q, n_q), (k, n_kv), (v, n_kv))), strict=True
