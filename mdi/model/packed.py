@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.calibration import Calibration, HiddenState, Observer, Seen, Squares, normed_squares, random_tokens
+from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse
@@ -185,10 +185,12 @@ class _Conversion:
         if calibration is None:
             return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt))
         seen = calibration.seen(index)
-        return write_pack(self.directory, PackKind.BLOCK, self._observed_tensors(index, seen) | seen.kv.tensors())
-
-    def _observed_tensors(self, block: int, seen: Seen) -> Tensors:
-        return block_tensors(self.source, block, self.fmt, seen.squares) if self.weighed else self._reference(block)
+        if self.weighed:
+            tensors = block_tensors(self.source, index, self.fmt, seen.squares)
+        else:
+            tensors = self._reference(index)
+            self.own.clear()
+        return write_pack(self.directory, PackKind.BLOCK, tensors | seen.kv.tensors())
 
     def _write_head(self, calibration: Calibration | None) -> PackRef:
         config, norm, squares = self.source.config, self.source.norm(self.source.final_norm), None
