@@ -47,6 +47,12 @@ LONGROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0],
 }
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+}
 QWEN3_MOE: dict[str, Any] = TOKENS | {
     "head_dim": 16,
     "num_experts": 8,
@@ -75,12 +81,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama-wide-heads": {"head_dim": 32},
     "llama-3.1-rope": {"rope_parameters": LLAMA3_ROPE},
     "llama-linear-rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}},
+    "llama-yarn": {"rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.7, "mscale_all_dim": 1.4}},
     "mistral": {"sliding_window": None},
     "mistral-window": {"sliding_window": 16},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
     "qwen2": TOKENS | {"tie_word_embeddings": True},
     "qwen2-window": TOKENS | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+    "qwen2-yarn": TOKENS | {"rope_parameters": YARN},
     "qwen3": TOKENS | {"head_dim": 32},
+    "qwen3-yarn": TOKENS | {"head_dim": 32, "rope_parameters": YARN | {"truncate": False, "attention_factor": 1.3}},
     "qwen3-biases": TOKENS | {"head_dim": 16, "attention_bias": True},
     "smollm3": TOKENS | {"no_rope_layer_interval": 2},
     "smollm3-window": TOKENS | {"no_rope_layers": [1, 0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 16},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
     "Phi3ForCausalLM": "phi3",
+    "MixtralForCausalLM": "llama",
+    "Qwen3MoeForCausalLM": "qwen3moe",
 }
 PERMUTED = ("llama", "smollm3")
 NAMES = {
@@ -51,7 +54,13 @@ NAMES = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "w1": "ffn_gate",
+    "w3": "ffn_up",
+    "w2": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
 }
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def make_twins(
@@ -61,11 +70,13 @@ def make_twins(
     *,
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
+    single_experts: bool = False,
     **shape: Any,
 ) -> tuple[Path, Path]:
-    """A GGUF file whose matrices are of one type, and a checkpoint in fp32 that means the same values.
+    """A GGUF file whose matrices are of one type (the router in fp32), and a checkpoint in fp32 that means the same values.
 
-    The values of quantised matrices are random codes: every code and every sub-scale occurs.
+    The values of quantised matrices are random codes: every code and every sub-scale occurs. Experts lie as converters write them,
+    those of a block in one tensor, or as old ones did.
     """
     twin = make_checkpoint(directory / "twin", kind, **SHAPE | shape)
     config = json.loads((twin / "config.json").read_text())
@@ -73,7 +84,7 @@ def make_twins(
     state, tensors = load_file(twin / "model.safetensors"), rope_tensors(config)
     gemma = ARCHITECTURES[config["architectures"][0]].startswith("gemma")
     for name, values in state.items():
-        ggml_type = matrices if values.ndim == 2 else types.F32
+        ggml_type = matrices if values.ndim == 2 and not is_router(name) else types.F32
         heads = heads_of(name, config)
         if gemma and "norm" in name:
             values = values + np.float32(1)
@@ -84,8 +95,27 @@ def make_twins(
         meant = floats(ggml_type, raw.reshape(len(values), -1))
         state[name] = np.ascontiguousarray(meant if heads is None else unpermuted(meant, heads))
     save_file(state, twin / "model.safetensors", metadata={"format": "pt"})
+    tensors = tensors if single_experts else with_stacked_experts(tensors)
     file = Written(described(config) | (metadata or {}), tensors).save(directory / "model.gguf")
     return file, twin
+
+
+def is_router(name: str) -> bool:
+    return name.endswith((".gate.weight", "ffn_gate_inp.weight"))
+
+
+def with_stacked_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of single experts as one for all of a block."""
+    found: dict[str, Tensor] = {}
+    for name, (kind, shape, data) in tensors.items():
+        match = re.fullmatch(r"(blk\.\d+\.ffn_\w+)\.\d+\.weight", name)
+        if match is None:
+            found[name] = kind, shape, data
+        else:
+            stacked = f"{match[1]}_exps.weight"
+            _, (count, *_), before = found.get(stacked, (kind, (0,), b""))
+            found[stacked] = kind, (count + 1, *shape), before + data
+    return found
 
 
 def stored(values: NDArray[np.float32], ggml_type: GgmlType, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -124,7 +154,8 @@ def gguf_name(name: str, gemma: bool) -> str:
         return f"blk.{name.split('.')[2]}.post_attention_norm.weight"
     part = next(gguf for hf, gguf in NAMES.items() if hf in name)
     prefix = f"blk.{name.split('.')[2]}." if name.startswith("model.layers.") else ""
-    return f"{prefix}{part}.{name.rpartition('.')[2]}"
+    expert = EXPERT.search(name)
+    return f"{prefix}{part}{f'.{expert[1]}' if expert else ''}.{name.rpartition('.')[2]}"
 
 
 def described(config: dict[str, Any]) -> dict[str, Any]:
@@ -175,11 +206,13 @@ def rope_tensors(config: dict[str, Any]) -> dict[str, Tensor]:
 def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
     """What converters write for some architectures only."""
     rope = rope_of(config, "full_attention")
-    linear = (
-        {f"{a}.rope.scaling.type": "linear", f"{a}.rope.scaling.factor": rope["factor"]}
-        if rope["rope_type"] == "linear"
-        else {}
-    )
+    scaling = {}
+    if rope["rope_type"] in ("linear", "yarn"):
+        scaling = {f"{a}.rope.scaling.type": rope["rope_type"], f"{a}.rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "yarn":
+        scaling[f"{a}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    n_experts = config.get("num_local_experts") or config.get("num_experts")
+    experts = {f"{a}.expert_count": n_experts, f"{a}.expert_used_count": config["num_experts_per_tok"]} if n_experts else {}
     match a:
         case "gemma2":
             caps = ("attn_logit_softcapping", "final_logit_softcapping")
@@ -187,7 +220,7 @@ def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
                 f"{a}.attention.sliding_window": config["sliding_window"]
             }
         case "gemma3":
-            return linear | {
+            return scaling | {
                 f"{a}.attention.sliding_window": config["sliding_window"],
                 f"{a}.attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
                 f"{a}.rope.freq_base_swa": rope_of(config, "sliding_attention")["rope_theta"],
@@ -201,8 +234,10 @@ def special(a: str, config: dict[str, Any]) -> dict[str, Any]:
                 f"{a}.rope.scaling.original_context_length": original,
                 f"{a}.rope.scaling.attn_factor": factor,
             }
+        case "qwen3moe":
+            return experts | {f"{a}.expert_feed_forward_length": config["moe_intermediate_size"]}
         case _:
-            return linear
+            return scaling | experts
 
 
 def tokenizer_metadata(size: int) -> dict[str, Any]:

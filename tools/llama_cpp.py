@@ -34,6 +34,7 @@ LOAD_TIMEOUT_S = 300.0  # 4 GB over RPC on loopback take half a minute
 MEASURE_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
 RPC_START_TIMEOUT_S = 30.0
+QUANTISED = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}  # llama_ftype
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 INSTALL = 'CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_RPC=ON" pip install --no-binary llama-cpp-python llama-cpp-python'
 
@@ -63,42 +64,57 @@ class LlamaCpp:
         *,
         rpc: Sequence[RpcWorker] = (),
         context_tokens: int = 1024,
+        sequences: int = 1,
         flash_attention: str = "auto",
         cores: Sequence[int] | None = None,
     ) -> None:
-        """`cores` default to the first `threads` that this process may use, or to all of them where RPC workers compute."""
+        """Room for `sequences` of `context_tokens` each.
+
+        `cores` default to the first `threads` that this process may use, or to all of them where RPC workers compute.
+        """
         if not gguf.exists():
             raise UserError(f"{gguf} does not exist", hint="python -m tools.make_gguf SHAPE FILE")
         self._rpc = tuple(rpc)
         self._context_tokens = context_tokens
         cores = cores or (available_cores() if rpc else available_cores()[:threads])
         command = ["model", str(gguf), "--context-tokens", str(context_tokens)]
-        command += ["--flash-attention", str(FLASH_ATTENTION[flash_attention])]
+        command += ["--sequences", str(sequences), "--flash-attention", str(FLASH_ATTENTION[flash_attention])]
         command += ["--rpc", *(worker.endpoint for worker in rpc)]
+        start = time.perf_counter()
         self._process = _start_child(threads, cores, command)
         try:
             self.facts: dict[str, Any] = self._read(LOAD_TIMEOUT_S)
+            self.start_s = time.perf_counter() - start
         except BaseException:
             self.close()
             raise
 
-    def measure(self, prompt_tokens: int, new_tokens: int) -> Timing:
-        """Prefill of a random prompt, then `new_tokens` greedy steps. Raises `ClusterError` where the process failed."""
+    def measure(self, prompt_tokens: int, new_tokens: int, sequences: int = 1) -> Timing:
+        """Prefill of a random prompt, then `new_tokens` greedy steps; of several sequences at once, and their rates together.
+
+        Raises `ClusterError` where the process failed.
+        """
         if prompt_tokens + new_tokens > self._context_tokens:
             raise UserError(f"{prompt_tokens + new_tokens} tokens do not fit a context of {self._context_tokens}")
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}) + "\n")
+            request = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "sequences": sequences}
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise ClusterError("llama.cpp's process has ended", hint="see its messages above") from error
         seconds = self._read(MEASURE_TIMEOUT_S)
         pids = [self._process.pid, *(worker.pid for worker in self._rpc)]
         return Timing(
-            prefill_tokens_per_s=prompt_tokens / seconds["prefill_s"],
-            decode_tokens_per_s=new_tokens / seconds["decode_s"],
+            prefill_tokens_per_s=sequences * prompt_tokens / seconds["prefill_s"],
+            decode_tokens_per_s=sequences * new_tokens / seconds["decode_s"],
             peak_rss_bytes=sum(peak_rss_bytes(pid) for pid in pids),
         )
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Of the model's own process."""
+        return peak_rss_bytes(self._process.pid)
 
     def close(self) -> None:
         _stop_child(self._process)
@@ -152,6 +168,19 @@ def rpc_decode_rate(gguf: Path, prompt_tokens: int, new_tokens: int, *, workers:
     """The same with the blocks in `workers` RPC servers of `threads` threads each; the head is in the last one."""
     with rpc_workers(workers, threads=threads) as servers:
         return decode_rate(gguf, 1, prompt_tokens, new_tokens, rpc=servers)
+
+
+def quantise(source: Path, target: Path, kind: str, threads: int) -> None:
+    """Writes `target` as llama.cpp itself makes a file of `kind`, one of `QUANTISED`, from the GGUF file `source`.
+
+    Raises `ClusterError` where it failed.
+    """
+    process = _start_child(threads, available_cores()[:threads], ["quantise", str(source), str(target), str(QUANTISED[kind])])
+    try:
+        if process.wait():
+            raise ClusterError(f"llama.cpp made no {kind} of {source}", hint="see its messages above")
+    finally:
+        _stop_child(process)
 
 
 def available_cores() -> list[int]:

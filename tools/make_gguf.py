@@ -1,6 +1,7 @@
-"""Writes a GGUF of a real model's shape with random Q4_0 or Q8_0 weights: `python -m tools.make_gguf llama-3.2-1b FILE`.
+"""Writes a GGUF of a real model's shape with random weights: `python -m tools.make_gguf llama-3.2-1b FILE`.
 
-Every matrix is quantised, embedding and head too. The codes are drawn at random, so nothing is computed and thrown away.
+Q4_0 and Q8_0: every matrix is quantised, embedding and head too, and the codes are drawn at random, so nothing is computed and thrown
+away. The mixtures of types that llama.cpp chooses itself (q4_k_m and others) it makes itself, from the Q8_0 file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gguf
 import numpy as np
 
 from mdi.errors import MdiError, UserError
+from tools.llama_cpp import QUANTISED, available_cores, quantise
 from tools.make_checkpoint import (
     EMBEDDING_STD,
     Made,
@@ -30,6 +32,7 @@ from tools.make_checkpoint import (
 from tools.shapes import BOS, CHAT_TEMPLATE, IM_END, SPECIAL_TOKENS, Shape, named_shape
 
 BLOCK_VALUES = 32  # of Q4_0 and of Q8_0
+SUPERBLOCK_VALUES = 256  # of the K types
 PIECE_BLOCKS = 1 << 20
 
 NAMES = {
@@ -75,8 +78,11 @@ def make_gguf(
 
     Raises `UserError` where the file exists (unless `force`), the disk is too full or a matrix has no whole blocks.
     """
+    if quantisation in QUANTISED:
+        return _make_mixture(shape, path, quantisation, seed=seed, force=force, show_progress=show_progress)
     if quantisation not in QUANTISATIONS:
-        raise UserError(f"{quantisation!r} is not a quantisation made here", hint=f"one of: {', '.join(QUANTISATIONS)}")
+        known = ", ".join([*QUANTISATIONS, *QUANTISED])
+        raise UserError(f"{quantisation!r} is not a quantisation made here", hint=f"one of: {known}")
     quant = QUANTISATIONS[quantisation]
     if any(len(dims) == 2 and dims[1] % BLOCK_VALUES for _, dims in shape.matrices()):
         raise UserError(f"a row of this shape is not a whole number of blocks of {BLOCK_VALUES}", hint="choose another shape")
@@ -99,6 +105,24 @@ def make_gguf(
                 advance(_tensor_bytes(dims, quant))
         finally:
             writer.close()
+        size_bytes = partial.stat().st_size
+    return Made(path, shape.parameters(), size_bytes, 1)
+
+
+def _make_mixture(shape: Shape, path: Path, kind: str, *, seed: int, force: bool, show_progress: bool) -> Made:
+    if any(len(dims) == 2 and dims[1] % SUPERBLOCK_VALUES for _, dims in shape.matrices()):
+        raise UserError(
+            f"a row of this shape is not a whole number of blocks of {SUPERBLOCK_VALUES}", hint="choose another shape"
+        )
+    whole = path.with_name(f".{path.name}.q8_0")
+    with new_path(
+        path, sum(_tensor_bytes(dims, QUANTISATIONS["q8_0"]) for _, dims in shape.matrices()), force=force
+    ) as partial:
+        try:
+            make_gguf(shape, whole, quantisation="q8_0", seed=seed, force=True, show_progress=show_progress)
+            quantise(whole, partial, kind, len(available_cores()))
+        finally:
+            whole.unlink(missing_ok=True)
         size_bytes = partial.stat().st_size
     return Made(path, shape.parameters(), size_bytes, 1)
 
@@ -199,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.make_gguf", description=__doc__)
     add_shape_arguments(parser)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--quantisation", choices=QUANTISATIONS, default="q4_0")
+    parser.add_argument("--quantisation", choices=[*QUANTISATIONS, *QUANTISED], default="q4_0")
     args = parser.parse_args(argv)
     try:
         shape = named_shape(args.shape, vocab=args.vocab, blocks=args.blocks)

@@ -153,10 +153,14 @@ def text_for(model: Model, args: argparse.Namespace) -> Text:
         return pieces(model, args.text.read_text(errors="replace"), args.tokens, args.length)
     if model.source.name == "demo":
         return dialogues(model, args.tokens)
+    return spoken(model, -(-args.tokens // args.length), args.length, args.threads)
+
+
+def spoken(model: Model, n_sequences: int, length: int, threads: int) -> Text:
+    """What the model says by itself in fp32."""
     with tempfile.TemporaryDirectory(prefix="mdi-perplexity-") as name:
-        n_sequences = -(-args.tokens // args.length)
-        loaded = Loaded(model, Quant.NONE, DEFAULT_BLOCK, Path(name), StageShape(n_sequences, args.length, args.threads))
-        return own_words(model.config, loaded.logits, n_sequences, args.length)
+        loaded = Loaded(model, Quant.NONE, DEFAULT_BLOCK, Path(name), StageShape(n_sequences, length, threads))
+        return own_words(model.config, loaded.logits, n_sequences, length)
 
 
 def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -12,11 +13,12 @@ from mdi.engine.constraint import Constraint
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import InternalError, UserError
 from mdi.model.chat import Message
-from mdi.pipeline.api import Answer, FinishReason, Piece, Request
+from mdi.pipeline.api import Answer, FinishReason, Piece, Request, check_ends
 
 if TYPE_CHECKING:
     from mdi.pipeline.starter import Starter
 
+_HALVES = re.compile(r"[\ud800-\udfff]")
 SEED_BITS = 32  # every JSON reader keeps it exactly
 
 
@@ -36,11 +38,25 @@ class Wishes:
     constraint: Constraint | None = None
     speculate: bool = True
 
+    def __post_init__(self) -> None:
+        check_ends(self.max_tokens, self.stop)  # now, and not when the model is up
+
     def drawn(self) -> SamplingParams:
         """The settings of one answer, with its seed."""
         if self.seed is not None:
             return replace(self.params, seed=self.seed)
         return replace(self.params, seed=secrets.randbits(SEED_BITS)) if self.params.temperature > 0 else self.params
+
+
+def check_question(text: str, *, raw: bool) -> None:
+    """Raises UserError for a text that nothing could answer."""
+    if not text.strip() and not raw:
+        raise UserError("the prompt is empty", hint="type something to answer")
+
+
+def well_formed(text: str) -> str:
+    """Halves of characters, as arguments that are no UTF-8 and JSON files hold them, become U+FFFD: tokenizers refuse them."""
+    return _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Conversation:
@@ -52,7 +68,7 @@ class Conversation:
     def __init__(self, starter: Starter, wishes: Wishes, system: str | None = None) -> None:
         self.starter = starter
         self.wishes = wishes
-        self._system = system
+        self._system = well_formed(system) if system else None
         self._turns: list[Message] = []
         self.last: Answer | None = None
         self.params = wishes.params
@@ -69,7 +85,7 @@ class Conversation:
 
     def set_system(self, text: str) -> None:
         """Replace the system message in front of what was said; an empty one takes it away."""
-        self._system = text or None
+        self._system = well_formed(text) or None
 
     @property
     def system(self) -> str | None:
@@ -78,8 +94,8 @@ class Conversation:
     def resume(self, messages: Sequence[Message]) -> None:
         """Go on from `messages`, the first of which may be a system message."""
         first = messages[0] if messages and messages[0].role == "system" else None
-        self._system = first.content if first else None
-        self._turns = list(messages[1:] if first else messages)
+        self._system = well_formed(first.content) if first else None
+        self._turns = [Message(turn.role, well_formed(turn.content)) for turn in (messages[1:] if first else messages)]
         self.last = None
 
     async def ask(self, text: str) -> AsyncGenerator[Piece | Answer]:
@@ -87,8 +103,8 @@ class Conversation:
 
         In raw mode every text stands for itself.
         """
-        if not text.strip() and not self.wishes.raw:
-            raise UserError("the prompt is empty", hint="type something to answer")
+        check_question(text, raw=self.wishes.raw)
+        text = well_formed(text)
         question = Message("user", text)
         model = self.starter.model
         ids = model.tokenizer.encode_prompt(text) if self.wishes.raw else model.encode_chat([*self.messages, question])

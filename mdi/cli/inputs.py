@@ -56,6 +56,13 @@ def _no_prompt() -> UserError:
     return UserError("there is no prompt to answer", hint='give one with --prompt "...", or pipe it in')
 
 
+def _too_long() -> UserError:
+    return UserError(
+        f"more than {MAX_INPUT_BYTES >> 20} MiB came on stdin for one input: no context is that long",
+        hint='does it open with """ and never close, or end each line with a backslash?',
+    )
+
+
 class PipedInputs:
     """Lines from a file descriptor, read without a thread: one that blocks in read() would keep the program from ending."""
 
@@ -68,8 +75,12 @@ class PipedInputs:
 
     async def read(self) -> str | None:
         lines: list[str] = []
+        n_characters = 0
         while (line := await self._line()) is not None:
             lines.append(line)
+            n_characters += len(line)
+            if n_characters > MAX_INPUT_BYTES:  # the buffer is bounded, but not what was taken out of it
+                raise _too_long()
             if is_complete("\n".join(lines)):
                 break
         return "\n".join(lines) if lines else None
@@ -95,7 +106,7 @@ class PipedInputs:
         self._ended = not data
         self._buffer += data
         if len(self._buffer) > MAX_INPUT_BYTES:
-            raise UserError(f"more than {MAX_INPUT_BYTES >> 20} MiB came on stdin: no context is that long")
+            raise _too_long()
 
 
 async def _readable(descriptor: int) -> None:

@@ -41,10 +41,12 @@ def inspection_text(found: Inspection) -> str:
 
     config = found.config
     window = "" if config.sliding_window is None else f", a window of {config.sliding_window} tokens"
+    dense = "" if len(config.sparse_blocks) == config.n_blocks else f"feed-forward {config.d_ffn}, "
     shape = [
         f"{found.name}: {config.architecture}, {counted_values(found.parameters)} parameters, {found.container}",
-        f"{counted(config.n_blocks, 'block')} of width {config.d_model}, feed-forward {config.d_ffn}, "
+        f"{counted(config.n_blocks, 'block')} of width {config.d_model}, {dense}"
         f"{counted(config.n_heads, 'head')} ({config.n_kv_heads} of keys and values) of {config.head_dim}",
+        *mixture(found),
         f"{config.vocab_size} tokens, context {config.max_positions}{window}",
     ]
     formats = [(row.kind, str(row.tensors), binary_bytes(row.n_bytes), f"{row.bits_per_value:.2f}") for row in found.formats]
@@ -56,7 +58,21 @@ def inspection_text(found: Inspection) -> str:
     ]
     devices = table(("device", "holds"), [(binary_bytes(fit.memory_bytes), holds(fit, config.n_blocks)) for fit in found.fits])
     stored = table(("stored as", "tensors", "bytes", "bits each"), formats)
-    return "\n\n".join(["\n".join(shape), stored, "\n".join(needs), devices])
+    return "\n\n".join(
+        ["\n".join(shape), stored, "\n".join([*needs, *(f"Note: {notice}." for notice in found.notices)]), devices]
+    )
+
+
+def mixture(found: Inspection) -> list[str]:
+    """A line about the experts; none for a dense model."""
+    from mdi.plan.text import counted
+
+    experts, sparse = found.config.experts, len(found.config.sparse_blocks)
+    if experts is None:
+        return []
+    where = "every block" if sparse == found.config.n_blocks else counted(sparse, "block")
+    chosen = f"{experts.n_chosen} for each token, which uses {counted_values(found.active_parameters)} parameters"
+    return [f"{experts.n_experts} experts of width {experts.d_ffn} in {where}, {chosen}"]
 
 
 def counted_values(n: int) -> str:

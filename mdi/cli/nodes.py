@@ -9,7 +9,7 @@ import typer
 
 from mdi.cli import options as given
 from mdi.cli.loop import run_async
-from mdi.cli.options import parse_memory
+from mdi.cli.options import parse_memory, parse_wait
 from mdi.cli.terminal import note, say
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def nodes(
     """List the nodes of this cluster: what they offer and what they hold."""
     from mdi.cli.render import nodes_text
     from mdi.cluster.home import Home
-    from mdi.pipeline.api import DEFAULT_WAIT_S
     from mdi.pipeline.survey import list_nodes
 
-    wait_s = DEFAULT_WAIT_S if wait is None else wait
-    found = run_async(list_nodes(Home.open(), tuple(peer or ()), not no_discovery, wait_s))
+    found = run_async(list_nodes(Home.open(), tuple(peer or ()), not no_discovery, parse_wait(wait)))
     say(json.dumps([row.to_json() for row in found.rows]) if as_json else nodes_text(found))

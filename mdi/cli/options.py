@@ -8,6 +8,8 @@ import typer
 
 from mdi.errors import UserError
 
+MAX_WAIT_S = 3600.0  # a device that is being switched on takes minutes; beyond an hour it is a typing error
+
 QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
 KvTypeName = Literal["auto", "fp32", "int8"]
 ObjectiveName = Literal["latency", "throughput"]
@@ -59,6 +61,17 @@ def parse_split(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdigit() and len(part) <= 6 for part in parts):
         raise UserError(f"--split {text[:40]!r} is not a list of block counts", hint="write it like --split 4,6,6")
     return tuple(int(part) for part in parts)
+
+
+def parse_wait(seconds: float | None) -> float:
+    """How long to listen; None the usual time. Raises UserError."""
+    from mdi.pipeline.api import DEFAULT_WAIT_S
+
+    if seconds is None:
+        return DEFAULT_WAIT_S
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise UserError(f"--wait {seconds:g} is outside 0 to {MAX_WAIT_S:.0f} seconds", hint="a few seconds find every node")
+    return seconds
 
 
 def parse_memory(text: str | None) -> int | None:

@@ -88,6 +88,8 @@ def run(
         temperature = 0.0 if model == BUILT_IN_MODEL else TEMPERATURE
     if logprobs is not None and not as_json:
         raise UserError("--logprobs has no place in plain text", hint="add --json")
+    if raw and system is not None:
+        raise UserError("--system has no place in --raw, which continues the text as it is", hint="put it into the prompt")
     biases = wished.parse_logit_bias(logit_bias)
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
     params = SamplingParams(temperature, top_k, top_p, min_p, seed or 0, *penalties, biases, logprobs)
@@ -97,7 +99,7 @@ def run(
 
 
 async def _run(starting: StarterOptions, wishes: Wishes, system: str | None, prompt: str | None, *, as_json: bool) -> int:
-    from mdi.cli.conversation import Conversation
+    from mdi.cli.conversation import Conversation, check_question
     from mdi.cli.inputs import open_inputs, read_stdin
     from mdi.cli.render import answer_json
     from mdi.cli.repl import stream, talk
@@ -108,6 +110,8 @@ async def _run(starting: StarterOptions, wishes: Wishes, system: str | None, pro
     home = Home.open()
     if prompt == STDIN or (as_json and prompt is None):
         prompt = await read_stdin()
+    if prompt is not None:
+        check_question(prompt, raw=wishes.raw)  # now, and not when the model is up
     async with AsyncExitStack() as stack:
         with nullcontext(quiet) if as_json else shown() as on_progress:
             starter = await stack.enter_async_context(open_starter(starting, home, on_progress))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdi.cli.options import KvTypeName, ObjectiveName, QuantName, parse_memory, parse_split
+from mdi.cli.options import KvTypeName, ObjectiveName, QuantName, parse_memory, parse_split, parse_wait
 from mdi.model.kv import KvType
 from mdi.model.quantise import Quant
-from mdi.pipeline.api import DEFAULT_WAIT_S, StarterOptions
+from mdi.pipeline.api import StarterOptions
 from mdi.plan.plan import Objective
 
 
@@ -41,7 +41,7 @@ def starter_options(
         split=parse_split(split),
         peers=tuple(peer or ()),
         discovery=discovery,
-        wait_s=DEFAULT_WAIT_S if wait is None else wait,
+        wait_s=parse_wait(wait),
         threads=threads,
         device=device,
         max_memory_bytes=parse_memory(max_memory),

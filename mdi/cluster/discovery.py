@@ -43,12 +43,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """What a node tells about itself; `name` must have passed `clean_name`."""
+    """What a node tells about itself; `name` must have passed `clean_name`. `only_at`: the one IP address that it listens on."""
 
     node_id: str
     name: str
     port: int
     protocol: int
+    only_at: str | None = None
 
 
 class Directory:
@@ -155,7 +156,8 @@ class Directory:
 
     async def _announce(self, interfaces: Sequence[Interface]) -> None:
         """Announce this node on `interfaces`, or its new addresses if they changed."""
-        me, addresses = self._advertise, advertised_addresses(interfaces)
+        me = self._advertise
+        addresses = (me.only_at,) if me is not None and me.only_at else advertised_addresses(interfaces)
         if me is None or self._own_instance is None or not addresses or addresses == self._addresses:
             return
         first, self._addresses = not self._addresses, addresses

@@ -126,7 +126,10 @@ class Home:
         self.node_path.unlink(missing_ok=True)
 
     def running(self) -> RunningNode | None:
-        """The daemon that runs from this home now; None if there is none, even if a crashed one left its file."""
+        """The daemon that runs from this home now; None if there is none, even if a crashed one left its file.
+
+        Raises UserError if the home is another user's.
+        """
         holder = self._holder()
         if holder is None or (data := read_private(self.node_path)) is None:
             return None
@@ -140,10 +143,11 @@ class Home:
         return node if node.pid == holder else None
 
     def _holder(self) -> int | None:
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
+        with explain(self.lock_path, "read"):
+            try:
+                descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

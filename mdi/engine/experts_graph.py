@@ -31,7 +31,9 @@ def experts(g: GraphBuilder, pack: Pack, mix: Experts, p: str, x: str, d_model: 
         "normalize_routing_weights": int(mix.normalised),
     }
     shapes = {"experts_gate_up": (2 * mix.d_ffn, d_model), "experts_down": (d_model, mix.d_ffn)}
-    form = _form(pack, next(iter(shapes)))
+    form, down_form = (_form(pack, name) for name in shapes)
+    if (form.bits, form.block) != (down_form.bits, down_form.block):
+        raise ModelError(f"pack {pack.path.name} stores its experts in several forms")
     if form.bits == 32:
         up, down = (
             g.mapped(f"{p}.{name}.weight", pack, f"{name}.weight", (mix.n_experts, *shape)) for name, shape in shapes.items()
@@ -68,6 +70,6 @@ def _quantised(g: GraphBuilder, pack: Pack, mix: Experts, prefix: str, name: str
 def _form(pack: Pack, name: str) -> LinearPart:
     """The one form of all experts' rows. Raises ModelError for a pack that has several, or one that the kernel does not know."""
     parts = pack.linears.get(name, ())
-    if len(parts) != 1 or parts[0].part.zeros or parts[0].part.correction or parts[0].part.order:
+    if len(parts) != 1 or not (parts[0].part.bits == 32 or parts[0].part.only_scaled):
         raise ModelError(f"pack {pack.path.name} has no usable linear layer {name}")
     return parts[0].part

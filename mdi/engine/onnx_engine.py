@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mdi.engine.batch import Layout, Span
 from mdi.engine.graph import head_graph
+from mdi.engine.huge_pages import use_huge_pages
 from mdi.engine.kv_plan import KvPlan
 from mdi.engine.protocol import StageShape
 from mdi.engine.stage_graph import stage_graph
@@ -33,6 +34,8 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A pattern would be kept for every shape of a step, with a block of its own at the next: 26 MiB for two prompts of 128 tokens.
+    options.enable_mem_pattern = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(packs_directory))
     # Threads that spin after a run would take the cores from the head's session, the event loop and the network.
@@ -71,10 +74,11 @@ class OnnxEngine:
         self._plan = KvPlan.of(config, shape.ctx) if shape.kv_type is KvType.INT8 else None
         graph = stage_graph(config, packs, shape.ctx, first_block, kv_type=shape.kv_type)
         self._session = open_session(graph, packs[0].path.parent, shape.threads)
+        self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
+        use_huge_pages(self.weight_bytes)
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
         self._kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
-        self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
         self.kv_bytes = self._kv.nbytes
 
     def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -124,6 +128,7 @@ class Head:
     def __init__(self, config: ModelConfig, pack: Pack, threads: int) -> None:
         self._session = open_session(head_graph(config, pack), pack.path.parent, threads)
         self.weight_bytes = pack.path.stat().st_size
+        use_huge_pages(self.weight_bytes)
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """[R, d_model] to [R, vocab_size]."""

@@ -9,9 +9,7 @@ model; others compute as they are.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,12 @@ from numpy.typing import NDArray
 from mdi.errors import ModelError
 from mdi.model.kv import KvScales
 from mdi.model.linear import Linear
-from mdi.model.packs import Pack, PackKind, open_pack, write_pack
+from mdi.model.packs import Pack, PackKind, clear_stale, open_pack, write_pack
 
 N_TOKENS = 128  # 64 and 256 give the same perplexity within its noise
 SEED = 0
 SCRATCH_PREFIX = ".observed-"
 PLAIN_HINT = "try --quant int4-plain --kv-type fp32, which does not look at what it computes"
-STALE_S = 3600.0  # a block takes seconds: an older directory belongs to a process that was killed
 
 Squares = Mapping[str, NDArray[np.float32]]
 """By the name of a linear layer in its pack: the mean square of every column of its input [K]."""
@@ -136,9 +133,6 @@ class Calibration:
 @contextlib.contextmanager
 def _scratch(directory: Path) -> Iterator[Path]:
     """A directory inside `directory` that is gone afterwards; what a killed process left there is cleared away."""
-    for left in directory.glob(f"{SCRATCH_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
+    clear_stale(directory, SCRATCH_PREFIX)
     with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=directory) as name:
         yield Path(name)

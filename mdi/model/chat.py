@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,15 +11,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mdi.errors import ModelError
-from mdi.model.fields import Fields
+from mdi.model.fields import Fields, read_bounded
 
 MAX_TEMPLATE_CHARS = 1 << 20  # the longest published ones, with tools, are some 20,000
+MAX_TEMPLATE_BYTES = 4 * MAX_TEMPLATE_CHARS  # UTF-8
+MAX_PRODUCT = 1 << 20  # characters or elements; templates repeat a dash or a space
+MAX_NUMBER, MAX_POWER = 1 << 64, 64
+_WIDE = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)")  # a field of thousands of characters, or of as many as an argument says
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Message:
 class ChatTemplate:
     """A model's own template. It is code from whoever made the model: it runs sandboxed and sees only its arguments.
 
-    The sandbox does not bound time: a template may loop for long.
+    What one operator makes is bounded, but not the number of steps, nor what filters make: a template may loop for long.
     """
 
     def __init__(self, source: str, named_tokens: Mapping[str, str], origin: str) -> None:
@@ -43,7 +50,7 @@ class ChatTemplate:
         self._origin = origin
         try:
             self._template: Template = _environment().from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # beside TemplateError whatever Python's own parser says, for it compiles what jinja made
             raise ModelError(f"the chat template of {origin} is not valid: {error}", hint="use --raw") from error
 
     @classmethod
@@ -51,7 +58,7 @@ class ChatTemplate:
         """Of chat_template.jinja, chat_template.json and tokenizer_config.json the first that has one; None when none has."""
         path = directory / "chat_template.jinja"
         if path.is_file():
-            return cls(path.read_text(encoding="utf-8", errors="replace"), named_tokens, str(path))
+            return cls(read_bounded(path, MAX_TEMPLATE_BYTES).decode("utf-8", "replace"), named_tokens, str(path))
         for path in (directory / "chat_template.json", directory / "tokenizer_config.json"):
             source = _source(Fields.read(path)) if path.is_file() else None
             if source is not None:
@@ -78,11 +85,36 @@ def _source(config: Fields) -> str | None:
     """One template, or a list of named ones of which `default` is meant."""
     value = config.values.get("chat_template")
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
+        value = next(
+            (entry.get("template") for entry in value if isinstance(entry, dict) and entry.get("name") == "default"), None
+        )
     if value is not None and not isinstance(value, str):
         raise config.refusal("chat_template", "a template or a list of named ones")
     return value
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The operators that make much of little are computed only for what templates need them for.
+
+    Jinja computes others between constants while it compiles, so before anything could be refused.
+    """
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _is_vast(operator, left, right):
+            raise SecurityError(f"it computes {operator} of what is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _is_vast(operator: str, left: Any, right: Any) -> bool:
+    if operator == "%" and isinstance(left, str):
+        return _WIDE.search(left) is not None
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, str | list | tuple):
+            return isinstance(other, int) and len(one) * other > MAX_PRODUCT
+    numbers = [abs(side) for side in (left, right) if isinstance(side, int | float)]
+    return any(number > MAX_NUMBER for number in numbers) or (operator == "**" and numbers[-1:] > [MAX_POWER])
 
 
 class _Generation(Extension):
@@ -95,9 +127,9 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> _Sandbox:
     extensions = [loopcontrols, _Generation]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment

@@ -17,7 +17,7 @@ from mdi.model.config import ModelConfig
 from mdi.model.families import Role
 from mdi.model.fields import Fields
 from mdi.model.gptq_awq import Coding
-from mdi.model.linear import Linear, LinearPart, dequantise
+from mdi.model.linear import Linear, LinearPart, Quantised, dequantise
 from mdi.model.quantise import WeightFormat
 from mdi.model.shards import AGAIN, FLOATS, Shard
 from mdi.model.shards import StoredTensor as TensorPlace
@@ -110,18 +110,24 @@ class Checkpoint:
 
     def linear(self, name: str) -> Linear:
         """See `WeightSource`."""
-        coded = self._coded(name)
-        if self._coding is None or not coded:
-            return (self.tensor(name),)
-        module = name.removesuffix(WEIGHT)
-        arrays = {kind: self._where[each].read(each) for kind, each in coded.items() if kind != "scales"}
-        arrays["scales"] = self.tensor(coded["scales"])
-        part = self._coding.decode(module, self._shapes[name], arrays)
+        part = self._decoded(name)
+        if part is None:
+            return (self._where[name].floats(name),)
         return (part if self._exact else dequantise(part),)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The values in fp32, shaped as the config says; exact for every stored type. The array is the caller's own."""
-        return self._where[name].floats(name)
+        part = self._decoded(name)  # some tools quantise even routers
+        return self._where[name].floats(name) if part is None else dequantise(part)
+
+    def _decoded(self, name: str) -> Quantised | None:
+        """A matrix that is stored as GPTQ's or AWQ's codes; None for one of floats."""
+        coded = self._coded(name)
+        if self._coding is None or not coded:
+            return None
+        arrays = {kind: self._where[each].read(each) for kind, each in coded.items() if kind != "scales"}
+        arrays["scales"] = self._where[coded["scales"]].floats(coded["scales"])
+        return self._coding.decode(name.removesuffix(WEIGHT), self._shapes[name], arrays)
 
     def norm(self, name: str) -> NDArray[np.float32]:
         """A norm's weight as it multiplies: some families' files leave out an offset."""
@@ -171,27 +177,31 @@ class Checkpoint:
         return embedding, embedding if self._equal(embedding, head) else head
 
     def _equal(self, one: str, other: str) -> bool:
-        (a, a_type), (b, b_type) = self.raw(one), self.raw(other)
-        if a.shape != b.shape or a_type != b_type:
-            return False
+        found = [self._where[name].tensors[name] for name in (one, other)]
+        if found[0].shape != found[1].shape or found[0].dtype != found[1].dtype or found[0].dtype not in FLOATS:
+            return False  # of another type: refused when it is checked
+        (a, _), (b, _) = self.raw(one), self.raw(other)
         a, b = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
         starts = range(0, a.size, COMPARE_BYTES)
         return all(np.array_equal(a[start : start + COMPARE_BYTES], b[start : start + COMPARE_BYTES]) for start in starts)
 
     def _check(self) -> None:
-        coded = {name: parts for name, _ in self._expected() if (parts := self._coded(name))} if self._coding else {}
-        absent = (name for name, _ in self._expected() if name not in self._where and name not in coded)
+        absent = (name for name, shape in self._expected() if name not in self._where and not self._may_be_coded(name, shape))
         missing = list(itertools.islice(absent, MOST_MISSING))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ModelError(f"{self.directory} lacks the tensor {missing[0]}{more}", hint=AGAIN)
         self._shapes = MappingProxyType(dict(self._expected()))  # as many as there are tensors in the files
         for name, shape in self._shapes.items():
-            if self._coding is not None and name in coded:
-                found = {kind: self._where[each].tensors[each] for kind, each in coded[name].items()}
+            if self._coding is not None and name not in self._where:
+                found = {kind: self._where[each].tensors[each] for kind, each in self._coded(name).items()}
                 self._coding.check(name.removesuffix(WEIGHT), shape, found)
             else:
                 self._check_tensor(name, shape, self._where[name].tensors[name])
+
+    def _may_be_coded(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether codes stand for it where they can: not for norms and biases, and not for the embedding, which is read by rows."""
+        return len(shape) == 2 and name != self.embedding and bool(self._coded(name))
 
     def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor that the config promises, with its shape. A config may promise millions of experts: not to be listed."""

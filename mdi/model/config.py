@@ -195,6 +195,7 @@ class ModelConfig:
         n_blocks = config.integer("num_hidden_layers")
         listed = min(n_blocks, MAX_BLOCKS)  # a larger number is refused below
         max_positions = config.integer("max_position_embeddings", family.max_positions)
+        rope = Rope.from_hf(config, max_positions, family.rope_theta)
         unrotated = unrotated_blocks(config, family, listed)
         windowed = windowed_blocks(config, family, listed, unrotated)
         return cls(
@@ -206,9 +207,9 @@ class ModelConfig:
             head_dim=config.optional_integer("head_dim", family.head_dim) or d_model // n_heads,
             d_ffn=config.integer("intermediate_size"),
             vocab_size=config.integer("vocab_size"),
-            max_positions=max_positions,
+            max_positions=max(max_positions, rope.stretched_positions),
             norm_eps=config.number("rms_norm_eps", family.norm_eps),
-            rope=Rope.from_hf(config, max_positions, family.rope_theta),
+            rope=rope,
             sliding_window=config.optional_integer("sliding_window", family.sliding_window) if windowed else None,
             tied_head=config.boolean("tie_word_embeddings", family.tied_head),
             bos_id=config.optional_integer("bos_token_id", family.bos_id, least=0),

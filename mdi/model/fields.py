@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,21 @@ from typing import Any
 from mdi.errors import ModelError
 
 MAX_FLOAT = 3e38  # fp32 ends at 3.4e38
+_SHORT = reprlib.Repr()  # values may be lists of millions; this one writes a few elements
+_SHORT.maxstring = _SHORT.maxother = 80
+MAX_JSON_BYTES = 32 << 20  # the longest known, an index of 140,000 tensors, are half of it
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """A whole file. Raises ModelError naming it when it cannot be read or is longer than `most_bytes`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise ModelError(f"{path} is longer than {most_bytes} bytes", hint="download the model again")
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +42,11 @@ class Fields:
 
     @classmethod
     def parse(cls, text: str | bytes, origin: str) -> Fields:
-        """Raises ModelError when `text` is not one JSON object."""
+        """Raises ModelError when `text` is not one JSON object, or holds texts that are no Unicode (JSON can write half a pair)."""
         try:
             values = json.loads(text)
+            if _may_hold_half_pairs(text):
+                json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{origin} is not valid JSON: {error}", hint="download the model again") from error
         if not isinstance(values, dict):
@@ -38,11 +56,7 @@ class Fields:
     @classmethod
     def read(cls, path: Path) -> Fields:
         """The JSON object in a file. Raises ModelError as `parse` does, or when the file cannot be read."""
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-        return cls.parse(text, str(path))
+        return cls.parse(read_bounded(path, MAX_JSON_BYTES), str(path))
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         value = self._value(name, default)
@@ -119,4 +133,10 @@ class Fields:
     def refusal(self, name: str, expected: str) -> ModelError:
         if name not in self.values:
             return ModelError(f"{self.origin} lacks the field {name!r} ({expected})")
-        return ModelError(f"{name!r} in {self.origin} is {self.values[name]!r:.80}, but must be {expected}")
+        return ModelError(f"{name!r:.80} in {self.origin} is {_SHORT.repr(self.values[name]):.80}, but must be {expected}")
+
+
+def _may_hold_half_pairs(text: str | bytes) -> bool:
+    """Whether JSON has escapes, or bytes that begin a character from U+D000 to U+DFFF."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return b"\\u" in raw or b"\xed" in raw

@@ -97,8 +97,9 @@ class Coding:
         else:
             expected = {"qweight": (k, n * bits // WORD_BITS)}
         expected |= {"qzeros": (n_groups, n * bits // WORD_BITS), "scales": (n_groups, n)}
+        broken = n * bits % WORD_BITS != 0  # rows lie side by side in words, of zeros and with AWQ of codes
         for kind, tensor in found.items():
-            if tensor.shape != expected[kind] or tensor.dtype not in (FLOATS if kind == "scales" else ("I32",)):
+            if broken or tensor.shape != expected[kind] or tensor.dtype not in (FLOATS if kind == "scales" else ("I32",)):
                 raise ModelError(
                     f"{module}.{kind} is {tensor.dtype} of the shape {list(tensor.shape)}, which is no {bits}-bit "
                     f"{self.method.upper()} form of {n} x {k} weights",

@@ -60,6 +60,11 @@ class LinearPart:
         """Equal for parts that one kernel can compute together, as far as shapes tell."""
         return (self.columns, self.bits, self.block, self.zeros, self.correction, self.order)
 
+    @property
+    def only_scaled(self) -> bool:
+        """Codes that mean `(code - zero) * scale` with the zero of their bits: what the kernels of experts take."""
+        return self.bits != 32 and not (self.zeros or self.correction or self.order)
+
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """What a pack holds of the part: safetensors type and shape by the tensor's last name."""
         if self.bits == 32:
@@ -149,6 +154,25 @@ def fuse(parts: Sequence[Part]) -> Linear:
     """The same linear layer with neighbours of one form joined, so that one kernel computes them. fp32 parts are copied, if several."""
     groups = itertools.groupby((_plain(part) for part in parts), key=lambda part: (described(part).form, _order_bytes(part)))
     return tuple(_join(list(group)) for _, group in groups)
+
+
+def take_turns(parts: Sequence[Part]) -> Part:
+    """Rows of parts of one form, fp32 or `only_scaled`, alternating: the first of each, the second of each, and so on."""
+    if len(parts) == 1:
+        return parts[0]
+    coded = [part for part in parts if isinstance(part, Quantised)]
+    if not coded:
+        return _alternating([part for part in parts if isinstance(part, np.ndarray)])
+    assert len(coded) == len(parts)
+    assert len({part.part.form for part in coded}) == 1
+    assert coded[0].part.only_scaled
+    codes, scales = _alternating([part.codes for part in coded]), _alternating([part.scales for part in coded])
+    return Quantised(codes, scales, coded[0].bits, coded[0].columns)
+
+
+def _alternating(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    stacked = np.stack(arrays, axis=1)  # [N, parts, ...]
+    return stacked.reshape(-1, *stacked.shape[2:])
 
 
 def _plain(part: Part) -> Part:

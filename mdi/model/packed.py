@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi.errors import ModelError
+from mdi.errors import ModelError, UserError
 from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
-from mdi.model.linear import Linear, Quantised, dequantise, fuse
+from mdi.model.linear import Linear, Quantised, dequantise, fuse, take_turns
 from mdi.model.linear import Part as LinearRows
 from mdi.model.packs import Pack, PackKind, PackRef, open_pack, write_pack
 from mdi.model.quantise import WeightFormat, quantise
@@ -117,7 +117,7 @@ def _read_manifest(path: Path, packs_directory: Path) -> PackedModel | None:
     try:
         data = json.loads(path.read_text())
         packed = PackedModel.from_json(data) if data["version"] == MANIFEST_VERSION else None
-    except (OSError, ValueError, KeyError, TypeError, ModelError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None  # a manifest only saves time: made again from the checkpoint
     if packed and all(_has(packs_directory, ref) for ref in packed.refs):
         return packed
@@ -251,19 +251,42 @@ def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: 
     return tensors
 
 
+def experts_format(source: WeightSource, block: int) -> WeightFormat | None:
+    """The form of the file's own codes, where all experts of a sparse block have one that the kernel takes; else they are rounded."""
+    experts, found = source.config.experts, set()
+    for expert in range(experts.n_experts if experts is not None else 0):
+        for name in source.expert_tensors(block, expert).values():
+            parts = source.forms(name)
+            if parts is None or not all(part.only_scaled for part in parts):
+                return None
+            found |= {WeightFormat(part.bits, part.block) for part in parts}
+            if len(found) > 1:
+                return None
+    return found.pop() if found else None
+
+
+def experts_rounded(source: WeightSource) -> bool:
+    """Whether some experts come as codes that are not kept: their kernel has no such form."""
+    if not source.quantised:
+        return False
+    firsts = ((block, source.expert_tensors(block, 0).values()) for block in source.config.sparse_blocks)
+    return any(any(map(source.forms, names)) and experts_format(source, block) is None for block, names in firsts)
+
+
 def _expert_rows(
     source: WeightSource, block: int, placed: PlacedPart, fmt: WeightFormat, squares: NDArray[np.float32] | None
 ) -> Linear:
-    """One linear layer of all experts' rows, one expert after another; rows of different roles take turns.
-
-    The kernel wants one form for all, so codes of a file are rounded anew.
-    """
-    experts: list[LinearRows] = []
+    """One linear layer of all experts' rows, one expert after another; rows of different roles take turns."""
+    kept, experts = experts_format(source, block) is not None, []
     for expert in range(placed.shape[0]):
         names = source.expert_tensors(block, expert)
-        floats = [_stacked([dequantise(rows) for rows in source.linear(names[role])]) for role in placed.part.roles]
-        turns = np.stack(floats, axis=1)  # [N, roles, K]
-        experts.append(_rounded(turns.reshape(-1, turns.shape[-1]), fmt, squares))
+        matrices = [source.linear(names[role]) for role in placed.part.roles]
+        if kept:
+            experts.append(take_turns([part for (part,) in matrices]))
+        else:
+            floats = take_turns([_stacked([dequantise(part) for part in parts]) for parts in matrices])
+            assert isinstance(floats, np.ndarray)
+            experts.append(_rounded(floats, fmt, squares))
     return fuse(experts)
 
 
@@ -292,6 +315,8 @@ def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
 
     def one(block: int, placed: PlacedPart) -> int:
         names, shapes = source.block_tensors(block), config.block_shapes(block)
+        if placed.part.stored is Stored.EXPERTS:
+            return placed.n_bytes(experts_format(source, block) or fmt)
         if placed.part.stored is not Stored.LINEAR:
             return placed.n_bytes(fmt)
         return sum(matrix(names[role], *shapes[role]) for role in placed.part.roles if role in names)

@@ -10,11 +10,15 @@ or `L.codes`, `L.scales` and so on; of several, `L.0.codes`, `L.1.codes` and so 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +34,8 @@ from mdi.model.linear import Linear, LinearPart, Part, described, restored, stor
 PACK_VERSION = 2
 MAX_HEADER_BYTES = 64 << 10  # five linear layers of three parts of five tensors have a header of 8 KiB
 COPY_BYTES = 1 << 20
+PARTIAL_PREFIX = ".partial-"
+STALE_S = 3600.0  # what is written now was changed seconds ago
 ALIGNMENT = 64  # cache line: onnxruntime reads the mapped tensors in place
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -169,15 +175,24 @@ def _part_arrays(name: str, parts: Linear) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def clear_stale(directory: Path, prefix: str) -> None:
+    """Removes temporary files and directories that a process which was killed left in `directory`."""
+    for left in directory.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # its owner has just finished, or is another user
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+
+
 class PackWriter:
     """Receives a pack's bytes into a temporary file; `commit` gives it its name, leaving the `with` without it leaves nothing behind."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        clear_stale(directory, PARTIAL_PREFIX)
         self._directory = directory
         self._hash = hashlib.sha256()
         self._n_bytes = 0
-        handle, name = tempfile.mkstemp(prefix=".partial-", dir=directory)
+        handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, dir=directory)
         self._path = Path(name)
         self._file: BinaryIO = os.fdopen(handle, "wb")
 
@@ -228,15 +243,15 @@ def open_pack(path: Path) -> Pack:
         return Pack(path, PackKind(about["kind"]), tensors, linears)
     except OSError as error:
         raise ModelError(f"pack {path.name} cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path.name} is not a pack: {error!r}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+        raise ModelError(f"{path.name} is not a pack: {error!r:.200}") from error
 
 
 def _place(name: str, entry: Mapping[str, Any], base: int, file_bytes: int) -> PackTensor:
-    start, stop = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    expected = int(np.prod(shape, dtype=np.int64)) * DTYPES[entry["dtype"]].itemsize
-    if stop - start != expected or start < 0 or base + stop > file_bytes:
+    (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
+    if any(type(number) is not int or not 0 <= number <= file_bytes for number in (start, stop, *shape)):
+        raise ModelError(f"tensor {name:.80} has a size or place that is not possible")
+    if stop - start != math.prod(shape) * DTYPES[entry["dtype"]].itemsize or base + stop > file_bytes:
         raise ModelError(f"tensor {name} does not fit its pack")
     return PackTensor(entry["dtype"], shape, base + start, stop - start)
 

@@ -91,7 +91,8 @@ def quantise(weight: NDArray[np.float32], fmt: WeightFormat, squares: NDArray[np
     """Rounds [N, K]; K is padded with zeros to a whole number of blocks.
 
     Without `squares` to the nearest code: the value of largest magnitude in a block maps to the code furthest from zero (-8 or -128),
-    so it is kept exactly. With the mean squares [K] of the inputs, scales are searched (`scale_search.py`).
+    so it is kept exactly. With the mean squares [K] of the inputs, scales are searched (`scale_search.py`). Raises ModelError for weights
+    that are infinite or no numbers.
     """
     n, k = weight.shape
     blocks = -(-k // fmt.block)
@@ -105,6 +106,8 @@ def quantise(weight: NDArray[np.float32], fmt: WeightFormat, squares: NDArray[np
     def work(start: int) -> None:
         rows = slice(start, min(n, start + step))
         chunk = np.ascontiguousarray(weight[rows]).reshape(-1, blocks, fmt.block)
+        if not np.isfinite(chunk).all():
+            raise ModelError("the checkpoint has weights that are not finite numbers", hint="download the model again")
         if weights is None:
             codes[rows], scales[rows] = _quantise_chunk(chunk, fmt.bits)
         else:

@@ -10,8 +10,12 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mdi.errors import ModelError
+from mdi.model.fields import read_bounded
 
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
+MAX_FILE_BYTES = 32 << 20  # Gemma's has 4 MB
+MAX_TOKEN_CHARS = 1024  # the longest published ones, of spaces or dashes, have 512
+MAX_CHARS = 1 << 23  # every place in a token is a merge to try; Gemma's 262,144 tokens have 1.9 million
 CONVERT = "use a revision of the model that has a tokenizer.json"
 
 spm: Any = sentencepiece_model_pb2  # generated: it has no types
@@ -26,7 +30,9 @@ def read_sentencepiece(path: Path, *, legacy: bool = True) -> Tokenizer:
     """
     proto = spm.ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto.ParseFromString(read_bounded(path, MAX_FILE_BYTES))
+    except ModelError:
+        raise
     except Exception as error:  # protobuf raises different types by backend
         raise ModelError(f"{path} is not a SentencePiece model: {error}", hint=CONVERT) from error
     if proto.trainer_spec.model_type != spm.TrainerSpec.BPE or not proto.pieces:
@@ -42,6 +48,7 @@ def read_sentencepiece(path: Path, *, legacy: bool = True) -> Tokenizer:
         byte_fallback=proto.trainer_spec.byte_fallback,
         prefix=proto.normalizer_spec.add_dummy_prefix,
         legacy=legacy,
+        origin=str(path),
     )
     tokenizer.add_special_tokens(_tokens(proto, Piece.CONTROL) + _tokens(proto, Piece.UNKNOWN))
     tokenizer.add_tokens(_tokens(proto, Piece.USER_DEFINED))
@@ -59,11 +66,16 @@ def sentencepiece_bpe(
     byte_fallback: bool,
     prefix: bool,
     legacy: bool = True,
+    origin: str,
 ) -> Tokenizer:
     """SentencePiece's BPE over `pieces` (ids by text), of which those in `scores` may be merged; without added tokens yet.
 
-    prefix: text begins with a space of the tokenizer's own.
+    prefix: text begins with a space of the tokenizer's own. Raises ModelError naming `origin` for pieces whose merges would take forever.
     """
+    if (longest := max(map(len, pieces))) > MAX_TOKEN_CHARS:
+        raise ModelError(f"{origin} has a token of {longest} characters, more than {MAX_TOKEN_CHARS}")
+    if (n_chars := sum(map(len, pieces))) > MAX_CHARS:
+        raise ModelError(f"{origin} has {n_chars} characters in its tokens, more than {MAX_CHARS}")
     bpe = models.BPE(
         vocab=dict(pieces), merges=_merges(pieces, scores), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback
     )

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
-from mdi.model.fields import Fields
+from mdi.model.fields import MAX_JSON_BYTES, Fields
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = MAX_JSON_BYTES  # of 300,000 tensors; the format itself would allow 100 MB
+MAX_DIMS = 16  # numpy and torch go to 64; weights have at most 4
+MAX_NUMBER = 1 << 63  # of what counts bytes or values
 LFS_MARK = b"version https://git-lfs"  # what git leaves in place of a large file it did not fetch
 AGAIN = "download the model again"
 PIECE_VALUES = 1 << 20  # converted at a time: 2 MiB of fp16 stay in the cache until they are fp32
@@ -118,6 +120,8 @@ def _stored(header: Fields, name: str, data_start: int) -> StoredTensor:
 
 def _naturals(entry: Fields, name: str) -> tuple[int, ...]:
     values = entry.values.get(name)
-    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < MAX_NUMBER for value in values):
         raise entry.refusal(name, "a list of whole numbers")
+    if len(values) > MAX_DIMS:
+        raise entry.refusal(name, f"a list of at most {MAX_DIMS} numbers")
     return tuple(values)

@@ -17,7 +17,7 @@ from mdi.model.gguf.tokenizer import read_chat, read_tokenizer
 from mdi.model.gguf.weights import GgufWeights
 from mdi.model.gptq_awq import Coding
 from mdi.model.layout import default_block
-from mdi.model.packed import packed_bytes, source_bytes
+from mdi.model.packed import experts_rounded, packed_bytes, source_bytes
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.tokenizer import Tokenizer
 from mdi.model.weights import WeightSource
@@ -51,7 +51,7 @@ def resolve(name_or_path: str) -> ModelSource:
         file = None if (path / CONFIG).is_file() else find(path)
         return ModelSource(path.name, path, file)
     if path.is_file() and path.name.endswith(SUFFIX):
-        file = part_paths(path.resolve())[0]
+        file = part_paths(path.absolute())[0]  # not where a link leads: caches keep files under hashes, and names count parts
         return ModelSource(model_name(file), file.parent, file)
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a GGUF file, or a directory with config.json and .safetensors files")
@@ -84,6 +84,19 @@ def kept_as(stored: WeightSource, quant: Quant, block: int | None = None) -> tup
     return stored.as_floats(), fmt
 
 
+def notices(name: str, stored: WeightSource, quant: Quant) -> tuple[str, ...]:
+    """What the user of a quantised file should know of what becomes of its weights."""
+    if not stored.quantised or quant is Quant.NONE:
+        return ()
+    if quant is not Quant.AUTO:
+        return (f"{name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
+    if not experts_rounded(stored):
+        return ()
+    _, fmt = kept_as(stored, quant)
+    finer = "; --quant int8 keeps more of them" if fmt.bits == 4 else ""
+    return (f"experts have no kernel for all formats of {name}, and are rounded again to int{fmt.bits}{finer}",)
+
+
 class Model:
     """One model's config, tokenizer and chat template; its weights are opened, and checked, when `checkpoint` is first used."""
 
@@ -91,7 +104,6 @@ class Model:
         """Raises ModelError when the config or the tokenizer cannot be used."""
         self.source = source
         self._gguf = None if source.gguf is None else Gguf.open(source.gguf)
-        self._coded = source.gguf is not None or Coding.find(source.directory) is not None
         self.config: ModelConfig
         if self._gguf is None:
             self.config = read_config(source.directory)
@@ -99,6 +111,7 @@ class Model:
         else:
             self.config = gguf_config(self._gguf)
             self.tokenizer = read_tokenizer(self._gguf, self.config)
+        self._coded = self._gguf is not None or Coding.find(source.directory) is not None
 
     @cached_property
     def checkpoint(self) -> WeightSource:
@@ -123,9 +136,7 @@ class Model:
 
     def notices(self, quant: Quant) -> tuple[str, ...]:
         """What the user should know about these weights."""
-        if not self._coded or not self.checkpoint.quantised or quant in (Quant.AUTO, Quant.NONE):
-            return ()
-        return (f"{self.source.name} is quantised already, and rounded again to {quant}; --quant auto keeps its own values",)
+        return notices(self.source.name, self.checkpoint, quant) if self._coded else ()
 
     @cached_property
     def chat(self) -> ChatTemplate:

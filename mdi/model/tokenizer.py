@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from tokenizers import Tokenizer as Backend
 
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
-from mdi.model.fields import Fields
+from mdi.model.fields import Fields, read_bounded
 from mdi.model.sentencepiece_bpe import read_sentencepiece
 from mdi.model.token_bytes import StreamDecoder, TokenBytes
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Tokens that end a turn. Models of the chat kind often name only one of theirs in their configs.
 END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>", "<|endoftext|>")
+MAX_FILE_BYTES = 128 << 20  # of tokenizer.json: Gemma's has 35 MB
+MAX_ID_DIGITS = 9
 WORD_JOINER = "\u2060"  # takes no room and allows no break: invisible inside a defused control token
 
 
@@ -62,15 +65,12 @@ class Tokenizer:
         settings = TokenizerSettings.read(directory)
         path = directory / "tokenizer.json"
         if path.is_file():
-            try:
-                return cls(Backend.from_file(str(path)), config, settings, str(path))
-            except ModelError:
-                raise
-            except Exception as error:  # the library raises nothing narrower
-                raise ModelError(f"{path} is not a tokenizer: {error}", hint="download the model again") from error
+            with library_errors(f"{path} is not a tokenizer"):
+                return cls(Backend.from_buffer(read_bounded(path, MAX_FILE_BYTES)), config, settings, str(path))
         path = directory / "tokenizer.model"
         if path.is_file():
-            return cls(read_sentencepiece(path, legacy=settings.legacy), config, settings, str(path))
+            with library_errors(f"{path} cannot be used"):
+                return cls(read_sentencepiece(path, legacy=settings.legacy), config, settings, str(path))
         raise ModelError(
             f"{directory} holds no tokenizer (tokenizer.json or tokenizer.model)",
             hint="download the whole model, not only weights",
@@ -79,9 +79,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text` and nothing else: for rendered templates, which bring their own beginning-of-text token.
 
-        Raises ModelError for a token that the model has no embedding of.
+        Raises ModelError for a token that the model has no embedding of, and for text that is no Unicode (half a surrogate pair).
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with library_errors(f"{self._origin} cannot encode {text!r:.80}"):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self._vocab_size:
             token = self._backend.id_to_token(max(ids))
             raise ModelError(f"{self._origin} has the token {token!r}, but the model only the first {self._vocab_size} ids")
@@ -103,8 +104,25 @@ class Tokenizer:
     def defuse(self, text: str) -> str:
         """`text` with an invisible character inside every control token's name, so that it is read as the plain text it is."""
         while self.control_tokens and self._control.search(text):
-            text = self._control.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], text)
+            text = self._control.sub(_defused, text)
         return text
+
+
+def _defused(match: re.Match[str]) -> str:
+    """A token that holds the invisible character itself is left out: no end of them could be made otherwise."""
+    token = match[0]
+    return "" if WORD_JOINER in token else token[0] + WORD_JOINER + token[1:]
+
+
+@contextlib.contextmanager
+def library_errors(said: str) -> Iterator[None]:
+    """Whatever the tokenizers library raises becomes a ModelError: nothing of it is narrower than Exception, a panic not even that."""
+    try:
+        yield
+    except (ModelError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ModelError(f"{said}: {error}", hint="download the model again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +178,7 @@ def _added_tokens(config: Fields, older: Fields) -> dict[int, AddedToken]:
     described = config.object("added_tokens_decoder") or Fields({}, config.origin)
     for token_id in described.values:
         entry = described.object(token_id)
-        if entry is None or not token_id.isdecimal():
+        if entry is None or not token_id.isdecimal() or len(token_id) > MAX_ID_DIGITS:
             raise described.refusal(token_id, "an object under a token id")
         flags = {name: entry.boolean(name, False) for name in ("lstrip", "rstrip", "single_word", "normalized", "special")}
         added[int(token_id)] = AddedToken(entry.text("content"), **flags)
@@ -168,11 +186,10 @@ def _added_tokens(config: Fields, older: Fields) -> dict[int, AddedToken]:
 
 
 def _add_tokens(backend: Backend, added: Mapping[int, AddedToken], named: Mapping[str, str], origin: str) -> None:
-    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    for token_id, token in sorted(added.items()):
-        if token.content in known:
-            continue
-        backend.add_tokens([token]) if not token.special else backend.add_special_tokens([token])
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    new = {token_id: token for token_id, token in sorted(added.items()) if token.content not in known}
+    backend.add_tokens(list(new.values()))  # in one go: each call builds the search for all of them anew
+    for token_id, token in new.items():
         if backend.token_to_id(token.content) != token_id:
             raise ModelError(f"{origin} cannot take the added token {token.content!r} as id {token_id}: ids would have a gap")
     missing = [text for text in named.values() if text not in known and backend.token_to_id(text) is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -29,7 +30,7 @@ from mdi.wire import mdi_pb2 as pb
 from mdi.wire.mdi_pb2_grpc import NodeServicer
 from mdi.wire.status import abort
 
-STATUS_INTERVAL_S = 2.0  # a starter learns of a node's memory, heat and failure this often
+STATUS_INTERVAL_S = 2.0  # a starter learns of a node's memory and heat this often; of a stage that ends, at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +148,17 @@ class ControlServicer(NodeServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.NodeStatus]:
         try:
-            with self._stages.watch(request.session, caller_id(context)) as stage:
+            with self._stages.watch(request.session, caller_id(context)) as held:
                 while True:
                     yield pb.NodeStatus(
                         memory_available_bytes=backend_available_bytes(self._me.backend),
-                        steps=stage.steps,
-                        busy_s=stage.busy_s,
+                        steps=held.stage.steps,
+                        busy_s=held.stage.busy_s,
                         temperature_c=temperature_c() or 0.0,
                     )
-                    await asyncio.sleep(STATUS_INTERVAL_S)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(STATUS_INTERVAL_S):
+                            await held.wait_ended()
         except MdiError as error:
             await abort(context, error)
 

@@ -21,8 +21,8 @@ from mdi.cluster.home import Home, RunningNode
 from mdi.cluster.identity import Identity
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import clean_name
-from mdi.cluster.peers import DEFAULT_PORT
-from mdi.engine.backend import AUTO, choose_backend
+from mdi.cluster.peers import DEFAULT_PORT, is_ip_address
+from mdi.engine.backend import AUTO, Backend, choose_backend
 from mdi.engine.thread import EngineThread
 from mdi.errors import ClusterError, LinkError, UserError
 from mdi.node.control import ControlServicer, Me
@@ -33,7 +33,7 @@ from mdi.node.packs import PackStore
 from mdi.node.ring import RingServicer
 from mdi.node.stages import Stages
 from mdi.profile.device import DeviceInfo
-from mdi.profile.memory import give_back_freed_memory, offered_bytes
+from mdi.profile.memory import give_back_freed_memory, keep_large_blocks_apart, offered_bytes
 from mdi.wire import PROTOCOL
 from mdi.wire.channel import new_server, server_credentials, target
 from mdi.wire.mdi_pb2_grpc import add_NodeServicer_to_server
@@ -100,6 +100,7 @@ async def run_node(options: NodeOptions, home: Home, on_ready: Callable[[NodeRea
 @asynccontextmanager
 async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
     """A running node; leaving the context drains and closes it."""
+    keep_large_blocks_apart()
     async with AsyncExitStack() as stack:
         stack.enter_context(home.lock())
         backend = choose_backend(options.device)
@@ -113,7 +114,8 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
 
         engine = stack.enter_context(EngineThread())
         packs = PackStore(home.packs_path)
-        stages = Stages(packs, lambda used: offered_bytes(options.max_memory_bytes, used, backend), time.monotonic, backend)
+        packs.clear_broken_off()
+        stages = Stages(packs, lambda *held: _offered(options, backend, *held), time.monotonic, backend)
         stack.callback(stages.close)
         dialler = Dialler(credentials)
         me = Me(identity.node_id, name, device, threads, time.monotonic(), backend)
@@ -127,12 +129,17 @@ async def node(options: NodeOptions, home: Home) -> AsyncIterator[NodeReady]:
         sweeper = asyncio.create_task(_sweep(stages), name="lease sweeper")
         stack.push_async_callback(_end, sweeper)
 
-        advertisement = Advertisement(identity.node_id, name, port, PROTOCOL)
+        only_at = options.host if options.host and options.host not in ANY_HOSTS and is_ip_address(options.host) else None
+        advertisement = Advertisement(identity.node_id, name, port, PROTOCOL, only_at)
         await stack.enter_async_context(_announced(options, authority.fingerprint, advertisement))
         home.write_peers(options.peers)
         home.write_running(RunningNode(os.getpid(), port, name, identity.node_id, time.time()))
         stack.callback(home.clear_running)
         yield NodeReady(identity.node_id, name, port, authority.fingerprint, key.text if made else None)
+
+
+def _offered(options: NodeOptions, backend: Backend, used: int, promised: int) -> int:
+    return offered_bytes(options.max_memory_bytes, used, backend, promised=promised)
 
 
 def stop_node(home: Home, timeout_s: float = 10.0) -> bool:
@@ -191,10 +198,13 @@ async def _announced(options: NodeOptions, fingerprint: str, advertisement: Adve
 async def _sweep(stages: Stages) -> None:
     while True:
         await asyncio.sleep(SWEEP_INTERVAL_S)
-        if stages.take_dropped():  # by now nothing holds them any more: 100 MiB after a stage of 240 MiB
-            await asyncio.to_thread(give_back_freed_memory)
-        for session in stages.expire():
-            _log.info("freed session %s: its starter did not come back", session)
+        try:
+            if stages.take_dropped():  # by now nothing holds them any more
+                await asyncio.to_thread(give_back_freed_memory)
+            for session in stages.expire():
+                _log.info("freed session %s: its starter did not come back", session)
+        except Exception:  # an accelerator's driver, say: later leases must end all the same
+            _log.exception("freeing what ended failed")
 
 
 async def _end(task: asyncio.Task[None]) -> None:

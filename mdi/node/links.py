@@ -13,7 +13,7 @@ import grpc
 
 from mdi.errors import LinkError, UserError
 from mdi.wire.frame import MAX_FRAME_BYTES
-from mdi.wire.status import from_rpc_error
+from mdi.wire.status import ending, from_rpc_error
 
 ECHO_METHOD = "Echo"
 ECHO_SERVICE = "mdi.Link"
@@ -54,13 +54,17 @@ async def measure_link(channel: grpc.aio.Channel, peer: str, *, decode_bytes: in
         if not 1 <= value <= MAX_FRAME_BYTES:
             raise UserError(f"{name} is {value}, outside 1 to {MAX_FRAME_BYTES}")
     call = channel.stream_stream(f"/{ECHO_SERVICE}/{ECHO_METHOD}")()
+    ended = ending(call)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
-            decode_s = await _one_way_s(call, bytes(decode_bytes), SMALL_ROUNDS)
-            prefill_s = await _one_way_s(call, bytes(prefill_bytes), LARGE_ROUNDS)
+            decode_s = await _one_way_s(call, peer, bytes(decode_bytes), SMALL_ROUNDS)
+            prefill_s = await _one_way_s(call, peer, bytes(prefill_bytes), LARGE_ROUNDS)
             await call.done_writing()
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error, peer) from error
+    except asyncio.InvalidStateError:  # a write after the peer had ended the call: its status says why
+        status = await ended
+        raise (from_rpc_error(status, peer) if status else _ended(peer)) from None
     except TimeoutError:
         raise LinkError(
             f"{peer} did not echo within {MEASURE_TIMEOUT_S:g} s", hint=f"look at the link: mdi doctor {peer}"
@@ -70,12 +74,17 @@ async def measure_link(channel: grpc.aio.Channel, peer: str, *, decode_bytes: in
     return LinkTimes(decode_s, max(prefill_s, decode_s))
 
 
-async def _one_way_s(call: Any, message: bytes, rounds: int) -> float:
+def _ended(peer: str) -> LinkError:
+    return LinkError(f"{peer} ended a measurement of the link", hint="is that node shutting down? see `mdi nodes`")
+
+
+async def _one_way_s(call: Any, peer: str, message: bytes, rounds: int) -> float:
     times = []
     for _ in range(WARM_UP + rounds):
         await asyncio.sleep(PAUSE_S)
         started = time.perf_counter()
         await call.write(message)
-        await call.read()
+        if await call.read() is grpc.aio.EOF:
+            raise _ended(peer)
         times.append(time.perf_counter() - started)
     return median(times[WARM_UP:]) / 2

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mdi.cluster import peers
+from mdi.cluster.identity import is_node_id
 from mdi.engine.backend import Backend
 from mdi.engine.protocol import StageShape
-from mdi.errors import PeerError
+from mdi.errors import PeerError, UserError
 from mdi.model.config import ModelConfig
 from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
@@ -51,8 +53,17 @@ def kv_type(name: str) -> KvType:
 
 
 def node_address(message: pb.PeerAddress) -> NodeAddress:
-    if not 1 <= len(message.addresses) <= MAX_ADDRESSES or not 1 <= message.port <= 65535 or len(message.name) > MAX_NAME_CHARS:
+    if (
+        not 1 <= len(message.addresses) <= MAX_ADDRESSES
+        or len(message.name) > MAX_NAME_CHARS
+        or not is_node_id(message.node_id)
+    ):
         raise PeerError("the address of a node is not usable")
+    try:
+        for address in message.addresses:  # not what gRPC also takes for one, such as unix:/path
+            peers.PeerAddress(address, message.port)
+    except UserError as error:
+        raise PeerError(f"the address of a node is not usable: {error}") from error
     return NodeAddress(message.node_id, message.name, tuple(message.addresses), message.port)
 
 
@@ -61,7 +72,9 @@ def peer_address_message(node: NodeAddress) -> pb.PeerAddress:
 
 
 def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int, backend: Backend) -> StageSpec:
-    """As this node will hold it. Raises a typed error naming what is wrong."""
+    """As this node will hold it. Raises a typed error naming what is wrong with the request."""
+    if request.start > request.stop:
+        raise PeerError(f"blocks {request.start} to {request.stop} are no stage")
     return StageSpec(
         target=RingTarget(request.session, request.epoch),
         starter_id=starter_id,

@@ -31,15 +31,18 @@ class RingServicer:
         self._dialler = dialler
 
     async def on_flow(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-        """Runs each frame through the stage, in the order of arrival, until the sender ends the stream."""
+        """Runs each frame through the stage, in the order of arrival, until the sender ends the stream or the stage is freed."""
         failure: MdiError | None = None
         try:
             caller_id(context)
             held = self._stages.get(target_of(context))
-            if (next_node := held.stage.spec.next) is None:
-                await self._pump(frames, held, held.results.put)
-            else:
-                await self._forward(frames, held, next_node)
+            async with asyncio.TaskGroup() as tasks:
+                freed = tasks.create_task(held.wait_ended(), name="wait for the end of the stage")
+                if (next_node := held.stage.spec.next) is None:
+                    await self._pump(frames, held, held.results.put)
+                else:
+                    await self._forward(frames, held, next_node)
+                freed.cancel()
         except* MdiError as errors:
             failure = _first(errors)
         if failure is not None:
@@ -48,10 +51,10 @@ class RingServicer:
     async def on_collect(self, _: bytes, context: grpc.aio.ServicerContext) -> None:
         """Gives the starter the last stage's results as they come."""
         try:
-            held = self._stages.get(target_of(context))
+            results = self._stages.results(target_of(context), caller_id(context))
         except MdiError as error:
             await abort(context, error)
-        while (data := await held.results.get()) is not None:
+        while (data := await results.get()) is not None:
             await context.write(data)
 
     async def _pump(self, frames: AsyncIterator[bytes], held: Held, sink: Sink) -> None:

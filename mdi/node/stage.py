@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 
 from mdi.engine.protocol import Engine, StageShape
-from mdi.errors import FrameError, UserError
+from mdi.errors import FrameError, PeerError, UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
@@ -43,6 +44,7 @@ class StageSpec:
             )
         if self.shape.ctx > self.config.max_positions:
             raise UserError(f"the model has {self.config.max_positions} positions, fewer than --ctx {self.shape.ctx}")
+        _ = self.limits  # what they refuse is refused before anything is loaded
 
     @property
     def limits(self) -> FrameLimits:
@@ -63,27 +65,52 @@ class LoadedStage:
         self.spec = spec
         self.steps = 0
         self.busy_s = 0.0
-        self._engine = engine
+        self._engine: Engine | None = engine
         self._limits = spec.limits
         self._tokens_in_slot = [0] * spec.shape.n_slots
+        self._written_in_slot = [0] * spec.shape.n_slots  # the most tokens that a slot ever held: their memory stays taken
+
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that the stage takes when all its slots are full, and does not take yet.
+
+        What a step expands is always among it: how much of that the engine has kept from earlier steps is not known here.
+        """
+        shape, config = self.spec.shape, self.spec.config
+        if shape.kv_type is KvType.HALF:
+            return 0  # accelerators take all of KV when they load
+        capacity = shape.n_slots * shape.ctx
+        unwritten = capacity - sum(self._written_in_slot)
+        return shape.kv_bytes(config, len(self.spec.blocks)) * unwritten // capacity + shape.step_bytes(config)
 
     def compute(self, data: bytes) -> bytes:
         """One step: the frame for the next stage, or on the last stage the rows that the starter wants.
 
-        Raises FrameError for a frame that is damaged, stale or out of order; nothing is computed then.
+        Raises FrameError for a frame that is damaged, stale or out of order, PeerError after `free`; nothing is computed then.
         """
         started = time.perf_counter()
         frame = decode(data, self._limits)
         self._check_order(frame)
-        hidden = self._engine.forward(frame.rows, frame.hidden) if frame.rows else frame.hidden
+        if (engine := self._engine) is None:
+            raise self.over()
+        hidden = engine.forward(frame.rows, frame.hidden) if frame.rows else frame.hidden
         self.steps += 1
         for row in frame.rows:
-            self._tokens_in_slot[row.slot] = row.position + row.count
+            held = self._tokens_in_slot[row.slot] = row.position + row.count
+            self._written_in_slot[row.slot] = max(held, self._written_in_slot[row.slot])
         result = encode(
             frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden)
         )
         self.busy_s += time.perf_counter() - started
         return result
+
+    def free(self) -> None:
+        """Lets go of the engine, at the end of a step that runs: calls that have failed keep their frames, and so the stage."""
+        self._engine = None
+
+    def over(self) -> PeerError:
+        """What whoever still uses a freed stage is told."""
+        return PeerError(f"session {self.spec.target.session} has ended on this node")
 
     def _check_order(self, frame: Frame) -> None:
         if frame.epoch != self.spec.target.epoch:

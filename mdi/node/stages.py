@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from mdi.engine.backend import ONNX, Backend
 from mdi.errors import NoRoom, PeerError
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage, StageSpec
+from mdi.node.threads import in_thread
 from mdi.profile.memory import format_bytes
 from mdi.wire.ring import RingTarget
 
@@ -23,19 +25,32 @@ MAX_WAITING_RESULTS = (
 
 @dataclass(slots=True)
 class Held:
-    """A stage, the results that wait for its starter (None: there will be no more), and its lease."""
+    """A stage, the results that wait for its starter (None: there will be no more), and its lease.
+
+    `ended` is set when the stage is freed: whoever uses it ends then.
+    """
 
     stage: LoadedStage
     expires_s: float
     watchers: int = 0
     results: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_RESULTS))
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_ended(self) -> NoReturn:
+        """Raises PeerError once the stage is freed."""
+        await self.ended.wait()
+        raise self.stage.over()
 
 
 class Stages:
-    """One stage per session. All methods belong to the event loop; `offered` says how much memory a new stage may take."""
+    """One stage per session. All methods belong to the event loop.
+
+    `offered(used, promised)` says how much memory a new stage may take, when stages hold `used` bytes, of which `promised` are not
+    taken from the system yet.
+    """
 
     def __init__(
-        self, packs: PackStore, offered: Callable[[int], int], now_s: Callable[[], float], backend: Backend = ONNX
+        self, packs: PackStore, offered: Callable[[int, int], int], now_s: Callable[[], float], backend: Backend = ONNX
     ) -> None:
         self._backend = backend
         self._packs = packs
@@ -51,14 +66,23 @@ class Stages:
         return sum(held.stage.spec.memory_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
 
     @property
+    def promised_bytes(self) -> int:
+        """Of these, what will be missing in the system's available memory only later: stages that load, and what the loaded ones
+        have not taken yet."""
+        return sum(held.stage.promised_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
+
+    @property
     def offered_bytes(self) -> int:
-        return max(0, self._offered(self.used_bytes))
+        return max(0, self._offered(self.used_bytes, self.promised_bytes))
 
     def __iter__(self) -> Iterator[LoadedStage]:
         return (held.stage for held in self._held.values())
 
     async def load(self, spec: StageSpec) -> LoadedStage:
-        """Loads a stage in place of the session's older one. Raises NoRoom, ModelError, or PeerError for an epoch that is not newer."""
+        """Loads a stage in place of the session's older one. Raises NoRoom, ModelError, or PeerError for an epoch that is not newer.
+
+        When the caller is cancelled, what is loading is freed as soon as it is there; until then it counts.
+        """
         session = spec.target.session
         if session in self._loading_bytes:
             raise PeerError(f"session {session} is loading a stage already")
@@ -77,7 +101,10 @@ class Stages:
         self._loading_bytes[session] = spec.memory_bytes
         try:
             packs = [self._packs.open(ref) for ref in spec.packs]
-            engine = await asyncio.to_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
+            engine = await in_thread(self._backend.make_engine, spec.config, packs, spec.shape, spec.blocks.start)
+        except BaseException:
+            self._dropped = True
+            raise
         finally:
             del self._loading_bytes[session]
         stage = LoadedStage(spec, engine)
@@ -93,6 +120,12 @@ class Stages:
             raise PeerError(f"epoch {target.epoch} is over: this node is at {held.stage.spec.target.epoch}")
         return held
 
+    def results(self, target: RingTarget, starter_id: str) -> asyncio.Queue[bytes | None]:
+        """What the stage's starter collects. Raises as `get` does, and PeerError when it is another starter's."""
+        held = self.get(target)
+        self._check_owner(held, starter_id)
+        return held.results
+
     def unload(self, session: str, starter_id: str) -> bool:
         """Frees the session's stage; False when there is none. Raises PeerError when it is another starter's."""
         held = self._held.get(session)
@@ -103,15 +136,15 @@ class Stages:
         return True
 
     @contextmanager
-    def watch(self, session: str, starter_id: str) -> Iterator[LoadedStage]:
-        """Keeps the session's stage while the context is open, and LEASE_S longer."""
+    def watch(self, session: str, starter_id: str) -> Iterator[Held]:
+        """Keeps the session's stage while the context is open, and LEASE_S longer; a newer epoch's needs a watch of its own."""
         held = self._held.get(session)
         if held is None:
             raise PeerError(f"session {session} has no stage on this node", hint="run the command again")
         self._check_owner(held, starter_id)
         held.watchers += 1
         try:
-            yield held.stage
+            yield held
         finally:
             held.watchers -= 1
             held.expires_s = self._now_s() + LEASE_S
@@ -135,10 +168,12 @@ class Stages:
 
     def _drop(self, session: str) -> None:
         self._dropped = True
-        results = self._held.pop(session).results
-        if results.full():
-            results.get_nowait()
-        results.put_nowait(None)
+        held = self._held.pop(session)
+        held.stage.free()
+        held.ended.set()
+        if held.results.full():
+            held.results.get_nowait()
+        held.results.put_nowait(None)
         self._backend.release()
 
     def _check_owner(self, held: Held, starter_id: str) -> None:

@@ -15,6 +15,8 @@ from mdi.model.quantise import Quant
 from mdi.plan.plan import Objective
 
 MAX_NODES = 1024
+MIN_CTX = 16
+MAX_THREADS = 1024  # more than any device has cores; each takes memory and time to start
 DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleeping Wi-Fi radio takes up to a second
 
 
@@ -46,12 +48,21 @@ class StarterOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.min_nodes <= MAX_NODES:
             raise UserError(f"--min-nodes {self.min_nodes} is outside 1 to {MAX_NODES}")
-        if self.ctx is not None and self.ctx < 16:
-            raise UserError(f"--ctx {self.ctx} is too short for any conversation", hint="choose at least 16 tokens")
+        check_shape(self.ctx, self.block)
         if self.threads is not None and self.threads < 1:
             raise UserError(f"--threads {self.threads} leaves nobody to compute", hint="choose at least 1")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UserError(f"--threads {self.threads} is more than {MAX_THREADS}", hint="one per core is fastest")
         if self.split is not None and (min(self.split) < 0 or not any(self.split)):
             raise UserError("--split needs counts of blocks such as 4,6,6", hint="a node's count may be 0, but not all of them")
+
+
+def check_shape(ctx: int | None, block: int | None) -> None:
+    """Raises UserError for what no model can have."""
+    if ctx is not None and ctx < MIN_CTX:
+        raise UserError(f"--ctx {ctx} is too short for any conversation", hint=f"choose at least {MIN_CTX} tokens")
+    if block is not None and block < 1:
+        raise UserError(f"--block {block} is no number of weights", hint="leave it out, or take 32, 64, 128 or 256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +104,15 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise UserError("the prompt is empty", hint="type something to answer")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--max-tokens {self.max_tokens} asks for nothing", hint="choose at least 1")
-        if any(not text for text in self.stop):
-            raise UserError("an empty --stop string would end every answer at once")
+        check_ends(self.max_tokens, self.stop)
+
+
+def check_ends(max_tokens: int | None, stop: tuple[str, ...]) -> None:
+    """Raises UserError for limits at which no answer could begin."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"--max-tokens {max_tokens} asks for nothing", hint="choose at least 1")
+    if any(not text for text in stop):
+        raise UserError("an empty --stop string would end every answer at once", hint="give it a text, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

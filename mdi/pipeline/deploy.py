@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,16 +62,20 @@ async def deploy(
     deployment = Deployment(
         RingTarget(secrets.token_hex(8), 1), tuple(Worker(stage, peers[stage.node_id]) for stage in plan.stages[1:])
     )
+    leases: list[asyncio.Task[None]] = []
+
+    def hold(worker: Worker) -> None:
+        leases.append(asyncio.create_task(_watch(worker, deployment.target), name="lease"))
+
     try:
         await _upload_all(deployment, packed, packs, on_progress)
-        await _load_all(deployment, packed, workload, model, on_progress)
-        watchers = [asyncio.create_task(_watch(worker, deployment.target), name="lease") for worker in deployment.workers]
         try:
+            await _load_all(deployment, packed, workload, model, hold, on_progress)
             yield deployment
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+            for lease in leases:
+                lease.cancel()
+            await asyncio.gather(*leases, return_exceptions=True)
     finally:
         await asyncio.gather(*(_unload(worker, deployment.target) for worker in deployment.workers))
 
@@ -103,8 +107,14 @@ async def _upload_all(deployment: Deployment, packed: PackedModel, packs: Path, 
 
 
 async def _load_all(
-    deployment: Deployment, packed: PackedModel, workload: Workload, model: str, on_progress: OnProgress
+    deployment: Deployment,
+    packed: PackedModel,
+    workload: Workload,
+    model: str,
+    hold: Callable[[Worker], None],
+    on_progress: OnProgress,
 ) -> None:
+    """`hold` is told of each stage when it is loaded: its lease must not end while another node still reads its card."""
     workers = deployment.workers
     done = 0
     on_progress(Progress("load", "loading", 0, len(workers)))
@@ -126,6 +136,7 @@ async def _load_all(
                 next=workers[index + 1].peer.address if index + 1 < len(workers) else None,
             )
         )
+        hold(worker)
         done += 1
         on_progress(Progress("load", "loading", done, len(workers)))
 

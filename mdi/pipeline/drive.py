@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -11,7 +10,6 @@ from typing import TypeAlias
 from mdi.engine.constraint import Guide
 from mdi.engine.sampling import SamplingParams
 from mdi.engine.thread import EngineThread
-from mdi.errors import MdiError
 from mdi.pipeline.api import FinishReason
 from mdi.pipeline.core import NewToken, StarterCore, Turn
 from mdi.pipeline.ring import Ring
@@ -48,7 +46,7 @@ class Drive:
             raise
         except BaseException as error:
             self._failure = error
-            for inbox in tuple(self._inboxes.values()):  # the engine thread may be adding one
+            for inbox in tuple(self._inboxes.values()):  # the engine thread may be adding or removing one
                 inbox.put_nowait(error)
 
     async def _one_turn(self) -> None:
@@ -98,37 +96,30 @@ class Drive:
         Leaving the context ends it; its KV stays for the next turn. Raises what `Scheduler.admit` does, or an earlier failure.
         """
 
-        def admit() -> Running:
+        admitted: list[Running] = []
+
+        def admit() -> None:
             running = self._scheduler.admit(
                 prompt, params, max_new=max_new, stop_ids=stop_ids, speculate=speculate, guide=guide
             )
             self._inboxes[running] = inbox  # in the same job: the next step may already compute its first token
-            return running
+            admitted.append(running)
 
         if self._failure is not None:
             raise self._failure
-        admission = asyncio.ensure_future(self._engine.run(admit))
         try:
-            running = await asyncio.shield(admission)
-        except asyncio.CancelledError:
-            with contextlib.suppress(MdiError):
-                await self._end(await admission)
-            raise
-        try:
+            await self._engine.run(admit)
             if self._failure is not None:
                 raise self._failure
             self._wake.set()
-            yield running
-        finally:
-            await self._end(running)
+            yield admitted[0]
+        finally:  # queued behind `admit`, so it ends one whose caller went away before it was admitted, however often it is cancelled
+            await self._engine.run(self._end, admitted)
 
-    async def _end(self, running: Running) -> None:
-        """A sequence that has not finished is cancelled."""
-        self._inboxes.pop(running, None)
-
-        def cancel() -> None:
+    def _end(self, admitted: list[Running]) -> None:
+        """In the engine thread. A sequence that has not finished is cancelled."""
+        for running in admitted:
+            del self._inboxes[running]
             if running.finish is None:
                 running.finish = FinishReason.CANCELLED
                 self._scheduler.release(running)
-
-        await self._engine.run(cancel)

@@ -12,9 +12,10 @@ from mdi.model.kv import KvType
 from mdi.model.layout import block_layout
 from mdi.model.packed import source_bytes
 from mdi.model.quantise import Quant
-from mdi.model.source import ModelSource, kept_as, stored_weights
+from mdi.model.source import ModelSource, kept_as, notices, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
+from mdi.pipeline.api import check_shape
 from mdi.pipeline.problem import DEFAULT_CTX, chosen_kv_type
 from mdi.profile.memory import HEADROOM_BYTES
 
@@ -53,6 +54,7 @@ class Inspection:
     container: str  # "GGUF" or "safetensors"
     config: ModelConfig
     parameters: int
+    active_parameters: int  # those that a token uses: of experts the chosen ones
     tensors: tuple[StoredTensor, ...]
     quant: Quant
     kv_type: KvType
@@ -61,6 +63,7 @@ class Inspection:
     kv_bytes_per_token: int
     ctx: int
     fits: tuple[Fit, ...]
+    notices: tuple[str, ...]
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -86,7 +89,10 @@ class Inspection:
             "container": self.container,
             "family": self.config.architecture,
             "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
             "shape": shape,
+            "experts": None if self.config.experts is None else self.config.experts.to_dict(),
+            "sparse_blocks": list(self.config.sparse_blocks),
             "stored_bytes": sum(tensor.n_bytes for tensor in self.tensors),
             "formats": [asdict(row) for row in self.formats],
             "tensors": [asdict(tensor) for tensor in self.tensors],
@@ -98,6 +104,7 @@ class Inspection:
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "ctx": self.ctx,
             "fits": [asdict(fit) for fit in self.fits],
+            "notices": list(self.notices),
         }
 
 
@@ -118,7 +125,11 @@ SHAPE = (
 def inspect(
     source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None, kv_type: KvType | None = None
 ) -> Inspection:
-    """On CPUs: other devices keep KV in 16 bits. Raises ModelError when the model could not be run."""
+    """On CPUs: other devices keep KV in 16 bits.
+
+    Raises ModelError when the model could not be run, UserError for a context or a block that no model can have.
+    """
+    check_shape(ctx, block)
     stored = stored_weights(source)
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)
@@ -132,6 +143,7 @@ def inspect(
         container="safetensors" if source.gguf is None else "GGUF",
         config=config,
         parameters=parameters(stored),
+        active_parameters=parameters(stored) - idle_parameters(config),
         tensors=tuple(stored.inventory()),
         quant=quant,
         kv_type=kept.kv_type,
@@ -143,6 +155,7 @@ def inspect(
             fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes, kept.step_bytes(config))
             for memory in DEVICE_BYTES
         ),
+        notices=notices(source.name, stored, quant),
     )
 
 
@@ -152,6 +165,14 @@ def parameters(weights: WeightSource) -> int:
     blocks = sum(math.prod(placed.shape) for block in range(config.n_blocks) for placed in block_layout(config, block))
     matrices = 1 if weights.head == weights.embedding else 2
     return blocks + matrices * config.vocab_size * config.d_model + config.d_model
+
+
+def idle_parameters(config: ModelConfig) -> int:
+    """Values of the experts that a token does not go to."""
+    if config.experts is None:
+        return 0
+    idle = config.experts.n_experts - config.experts.n_chosen
+    return len(config.sparse_blocks) * idle * sum(math.prod(shape) for shape in config.expert_shapes().values())
 
 
 def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float, step_bytes: int = 0) -> Fit:

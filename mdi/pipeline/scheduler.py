@@ -144,7 +144,9 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return any(slot.owner is not None and slot.owner.n_waiting for slot in self._slots)
+        """May be asked while another thread admits or releases: each owner is read once."""
+        owners = [slot.owner for slot in self._slots]
+        return any(owner is not None and owner.n_waiting for owner in owners)
 
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""

@@ -34,6 +34,7 @@ from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual, solve
 from mdi.profile.device import DeviceInfo
+from mdi.profile.memory import keep_large_blocks_apart
 from mdi.wire.frame import FrameLimits
 
 STEP_TIMEOUT_FLOOR_S = 10.0
@@ -106,6 +107,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
     model = Model(resolve(options.model))
     workload = Workload.of(model, options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_large_blocks_apart()
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(EngineThread())
         packing = asyncio.create_task(_pack(model, options, workload, home, on_progress), name="prepare the packs")
@@ -208,8 +210,9 @@ def _core(
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
     shape = StageShape(workload.n_slots, workload.ctx, threads, backend.kv_type(workload.kv_type))
     packs = open_packs(packed, directory, own.start, own.stop)
-    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
+    # The head first: while it loads, it lies in memory twice, and a large one would make the peak if the blocks were there already.
     head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
+    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
     embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
     scheduler = Scheduler(n_slots=workload.n_slots, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens)
     if not deployment.workers:

@@ -106,8 +106,7 @@ async def open_house(
     A node that fails is listed in `problems`; it never stops the others. Raises UserError for an address that is none, and MdiError
     for a node that was named by hand and cannot be used.
     """
-    key, _ = ClusterKey.load_or_create(home)
-    authority = Authority.of(key)
+    authority = Authority.of(_key(home))
     identity = Identity.load_or_create(home)
     named = [parse_peer(text) for text in (*peers, *home.read_peers())]
     async with AsyncExitStack() as stack:
@@ -124,6 +123,16 @@ async def open_house(
             else:
                 house.others.append(result)
         yield house
+
+
+def _key(home: Home) -> ClusterKey:
+    """This home's key. Where there is none, one that nobody else has: only `mdi node start` founds a cluster, and shows its key.
+
+    Raises UserError for a key file that was named and is not there, or that cannot be used.
+    """
+    if home.key_file is None and not home.key_path.exists():
+        return ClusterKey.generate()
+    return ClusterKey.load(home)
 
 
 async def list_nodes(home: Home, peers: tuple[str, ...], discovery: bool, wait_s: float) -> NodeList:
@@ -145,18 +154,17 @@ async def _find(
 ) -> tuple[list[Member], int]:
     """Members by id: this device's own daemon, those named by hand, and those that mDNS finds."""
     found: dict[str, Member] = {}
-    strangers = 0
     if (running := house.home.running()) is not None:
         own = Member(running.node_id, running.name, (LOOPBACK,), running.port, None, authority.fingerprint, Source.SELF)
         found[own.node_id] = own
-    probes = asyncio.gather(*(_probe(peer, authority) for peer in named), return_exceptions=True)
-    if discovery:
-        heard, strangers = await _listen(authority.fingerprint, wait_s, enough)
-        found = {member.node_id: member for member in heard} | found
-    for i, result in enumerate(await probes):
+    async with asyncio.TaskGroup() as tasks:
+        probes = [tasks.create_task(_probe(peer, authority), name=f"probe {peer}") for peer in named]
+        heard, strangers = await _listen(authority.fingerprint, wait_s, enough) if discovery else ((), 0)
+    found = {member.node_id: member for member in heard} | found
+    for i, result in enumerate(probe.result() for probe in probes):
         if isinstance(result, Member):
             found.setdefault(result.node_id, result)
-        elif i < n_required or not isinstance(result, MdiError):
+        elif i < n_required:
             raise result  # named on this command line: the user wants to know
     return list(found.values()), strangers
 
@@ -170,8 +178,11 @@ async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[
         return (), 0  # no multicast on this device: those named by hand are all there is
 
 
-async def _probe(peer: PeerAddress, authority: Authority) -> Member:
-    node_id = await probe_certificate(peer, authority)
+async def _probe(peer: PeerAddress, authority: Authority) -> Member | MdiError:
+    try:
+        node_id = await probe_certificate(peer, authority)
+    except MdiError as error:
+        return error
     return Member(node_id, peer.host, (peer.host,), peer.port, None, authority.fingerprint, Source.STATIC)
 
 

@@ -28,6 +28,7 @@ from mdi.profile.device import DeviceProfile, measure_device
 
 MOST_FILES = 64  # of about 1 KiB: a dozen models in a few formats and thread counts
 MAX_AGE_S = 7 * 24 * 3600.0  # cooling, governor and other software change within weeks, unseen by the key
+METHOD = 2  # raised when a time is measured in another way; 2: no two blocks have equal weights
 NOT_SHAPE = ("max_positions", "norm_eps", "rope", "local_rope", "tied_head", "bos_id", "eos_ids")  # costs no time
 
 Value = TypeVar("Value", BlockTimes, HeadTime, DeviceProfile)
@@ -136,6 +137,7 @@ def _key(
         "accelerator": backend.accelerator,
         "runtime": f"onnxruntime {ort.__version__}" if backend.runtime is None else f"torch {backend.runtime}",
         "mdi": __version__,
+        "method": METHOD,
     }
 
 

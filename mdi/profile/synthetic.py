@@ -5,11 +5,9 @@ They are written without hash and fsync: a file that is deleted within seconds m
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,14 +21,12 @@ from mdi.model.config import ModelConfig
 from mdi.model.kv import KEY_SCALES, VALUE_SCALES
 from mdi.model.layout import Stored, block_layout
 from mdi.model.linear import BLOCK_SIZES
-from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, packed_parts
+from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, clear_stale, packed_parts
 from mdi.model.quantise import WeightFormat
 from mdi.profile.memory import format_bytes
 
 NOISE_VALUES = 1 << 20  # written over and over: 4 MiB of fp32 or 1 MiB of codes
-SEED = 0
 PREFIX = "mdi-profile-"
-STALE_S = 3600.0  # no measurement takes a tenth of it: an older directory belongs to a process that was killed
 
 
 @contextmanager
@@ -42,10 +38,7 @@ def scratch_directory(needed_bytes: int, parent: Path | None = None) -> Iterator
     parent = parent or Path(tempfile.gettempdir())
     hint = f"free {format_bytes(needed_bytes)} there, or set TMPDIR to a directory with more room"
     try:
-        for left in parent.glob(f"{PREFIX}*"):
-            with contextlib.suppress(FileNotFoundError):  # its owner has just finished
-                if time.time() - left.stat().st_mtime > STALE_S:
-                    shutil.rmtree(left, ignore_errors=True)  # another user's stays
+        clear_stale(parent, PREFIX)
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name:
             directory = Path(name)
             if shutil.disk_usage(directory).free < needed_bytes:
@@ -71,7 +64,7 @@ def _block_pack(path: Path, config: ModelConfig, fmt: WeightFormat, block: int) 
                 linears[placed.part.name] = n_experts * n, k
             case _:
                 plain[placed.part.name] = placed.shape
-    return write_pack(path, PackKind.BLOCK, fmt, linears, plain)
+    return write_pack(path, PackKind.BLOCK, fmt, linears, plain, seed=block)
 
 
 def thin(config: ModelConfig, n_blocks: int) -> ModelConfig:
@@ -99,7 +92,7 @@ def head_pack(directory: Path, config: ModelConfig, fmt: WeightFormat) -> Pack:
 
 def embedding_pack(directory: Path, n_tokens: int, d_model: int) -> Pack:
     """An embedding of `n_tokens` tokens in fp16."""
-    table = np.random.default_rng(SEED).standard_normal((n_tokens, d_model)).astype(np.float16)
+    table = np.random.default_rng(0).standard_normal((n_tokens, d_model)).astype(np.float16)
     path = directory / "embedding"
     path.write_bytes(table.tobytes())
     return Pack(path, PackKind.EMBEDDING, {"embedding": PackTensor("F16", table.shape, 0, table.nbytes)}, {})
@@ -111,12 +104,17 @@ def write_pack(
     fmt: WeightFormat,
     linears: Mapping[str, tuple[int, int]],
     plain: Mapping[str, tuple[int, ...]],
+    *,
+    seed: int = 0,
 ) -> Pack:
     """One pack file: random `linears` by their [N, K], and `plain` fp32 tensors: vectors are ones, matrices random.
 
+    Packs of one stage need seeds of their own: onnxruntime keeps equal weights once, and blocks that share theirs would be read from the
+    cache (the 1B shape 25 % too fast).
+
     The product of unit-variance rows with a linear has unit variance again, so activations stay finite through many of them.
     """
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     codes, values = rng.bytes(NOISE_VALUES), rng.standard_normal(NOISE_VALUES, dtype=np.float32)
     tensors: dict[str, PackTensor] = {}
     parts: dict[str, tuple[PackedPart, ...]] = {}

@@ -130,7 +130,8 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """The session's lease: stages live while this stream is open, and for the lease time after it broke.
+        """The lease of the session's stage: it lives while this stream is open, and for the lease time after it broke. When the stage is
+        freed or replaced, the stream ends with an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

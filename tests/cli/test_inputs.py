@@ -73,6 +73,17 @@ async def test_endless_input_is_refused(pipe: tuple[int, int], monkeypatch: pyte
         await PipedInputs(reader).read()
 
 
+@pytest.mark.parametrize("lines", [['"""', *["x" * 999] * 300], ["x" * 998 + "\\"] * 300])
+async def test_an_input_whose_lines_never_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.setattr(inputs, "MAX_INPUT_BYTES", 200_000)
+    path = tmp_path / "endless"
+    path.write_text("\n".join(lines))
+    with path.open("rb") as file, pytest.raises(UserError, match="stdin"):
+        await PipedInputs(file.fileno()).read()
+
+
 async def test_a_reader_that_is_given_up_leaves_nothing_behind(pipe: tuple[int, int]) -> None:
     reader, _ = pipe
     with pytest.raises(TimeoutError):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,30 @@ def test_inspect_prints_shape_formats_needs_and_devices(file: Path, capsys: pyte
         "4.0 GiB   the whole model",
     ):
         assert said in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "said"),
+    [
+        (
+            "mixtral",
+            {"sliding_window": None},
+            "4 experts of width 512 in every block, 2 for each token, which uses 3.1 M parameters",
+        ),
+        ("qwen3moe", {}, "8 experts of width 64 in 2 blocks, 3 for each token, which uses 1.0 M parameters"),
+    ],
+)
+def test_inspect_tells_of_experts(
+    kind: str, shape: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, twin = make_twins(tmp_path, types.Q4_0, kind, vocab_size=320, **shape)
+    assert run(str(twin)) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("feed-forward" in out) == (kind == "qwen3moe")
+    if kind == "mixtral":
+        assert run(str(file)) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_json_is_one_object_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

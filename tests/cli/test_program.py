@@ -48,11 +48,38 @@ def test_an_error_with_json_leaves_stdout_empty(home: Home, run: tuple[str, ...]
     assert done.stderr.startswith("mdi: ")
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--prompt", ""), "prompt"),
+        (("--prompt", "hi", "--max-tokens", "0"), "--max-tokens"),
+        (("--prompt", "hi", "--stop", ""), "--stop"),
+        (("--prompt", "hi", "--raw", "--system", "Be kind."), "--system"),
+        (("--prompt", "hi", "--wait", "-1"), "--wait"),
+        (("--prompt", "hi", "--wait", "nan"), "--wait"),
+        (("--prompt", "hi", "--threads", "100000"), "--threads"),
+        (("--prompt", "hi", "--block", "0"), "--block"),
+    ],
+)
+def test_what_is_typed_wrong_is_refused_before_anything_is_looked_for(
+    home: Home, run: tuple[str, ...], typed: tuple[str, ...], said: str
+) -> None:
+    done = mdi(home, *run, *ALONE, *typed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "looking for nodes" not in done.stderr
+
+
 def test_each_line_of_a_pipe_is_a_turn(home: Home, run: tuple[str, ...]) -> None:
     done = mdi(home, *run, *ALONE, "--max-tokens", "3", "--ignore-eos", "--seed", "1", stdin="hello\nand again")
     assert done.returncode == 0
     assert sum(line.startswith("3 tokens") for line in done.stderr.splitlines()) == 2
     assert ">" not in done.stdout.splitlines()[0][:2]
+
+
+def test_a_prompt_that_is_no_utf8_is_answered(home: Home, run: tuple[str, ...]) -> None:
+    done = mdi(home, *run, *ALONE, "--prompt", "\udcff hi", "--system", "\udcfe", "--stop", "\udcfd", "--max-tokens", "3")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_whole_pipe_can_be_one_prompt(home: Home, run: tuple[str, ...]) -> None:

@@ -70,6 +70,18 @@ async def test_three_nodes_of_one_host_and_a_starter_find_each_other(loopback: s
         assert [m.source for m in starter.members()] == [Source.MDNS] * 3
 
 
+async def test_a_node_that_listens_on_one_address_announces_no_other(loopback: str, cluster: str) -> None:
+    """127.0.0.2 is none that the interface has: what the interface has would be announced otherwise."""
+    node = Advertisement(secrets.token_hex(16), "here-only", 52700, protocol=1, only_at="127.0.0.2")
+    async with (
+        Directory(cluster, interfaces=[loopback]) as watching,
+        Directory(cluster, advertise=node, interfaces=[loopback]) as own,
+    ):
+        for directory in (own, watching):
+            (member,) = await directory.wait_for(1, FOUND_S)
+            assert member.addresses == ("127.0.0.2",)
+
+
 async def test_a_goodbye_is_noticed_at_once(loopback: str, cluster: str) -> None:
     node = advertisement("leaves")
     async with Directory(cluster, interfaces=[loopback]) as watching:

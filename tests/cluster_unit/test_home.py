@@ -142,3 +142,10 @@ def test_the_lock_of_a_killed_daemon_is_free(home: Home) -> None:
     assert home.running() is None
     with home.lock():
         assert home.running() is None  # the killed daemon's file names another process
+
+
+def test_a_lock_that_cannot_be_read_is_a_sentence(home: Home) -> None:
+    """As that of a daemon that root started in this home."""
+    home.lock_path.symlink_to(home.lock_path)  # permissions would not stop a test that runs as root
+    with pytest.raises(UserError, match=r"lock cannot be read"):
+        home.running()

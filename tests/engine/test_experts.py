@@ -12,11 +12,13 @@ from onnx import TensorProto
 from mdi.engine.experts_graph import experts
 from mdi.engine.graph import GraphBuilder
 from mdi.engine.onnx_engine import open_session
+from mdi.errors import ModelError
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.experts import Experts
 from mdi.model.families import Role
 from mdi.model.packed import open_packs, prepare
-from mdi.model.quantise import WeightFormat
+from mdi.model.packs import PackKind, open_pack, write_pack
+from mdi.model.quantise import WeightFormat, quantise
 from tests.checkpoints import make_checkpoint
 
 N_TOKENS = 12
@@ -60,3 +62,18 @@ def test_tokens_go_to_the_likeliest_experts_weighted_by_the_router(tmp_path: Pat
     apart = np.concatenate([session.run(None, {"x": row[None]})[0] for row in rows])
     for found in (together, apart):
         assert np.abs(found - wanted).max() < FORMATS[fmt] * np.abs(wanted).max()
+
+
+def test_experts_in_two_forms_are_refused(tmp_path: Path) -> None:
+    """The kernel would read the one as the other."""
+    rng = np.random.default_rng(0)
+    mix = Experts(n_experts=2, n_chosen=1, d_ffn=64, normalised=True)
+    tensors = {
+        "router": rng.standard_normal((2, 64), np.float32),
+        "experts_gate_up": (quantise(rng.standard_normal((256, 64), np.float32), WeightFormat(4, 32)),),
+        "experts_down": (quantise(rng.standard_normal((128, 64), np.float32), WeightFormat(8, 32)),),
+    }
+    pack = open_pack(tmp_path / write_pack(tmp_path, PackKind.BLOCK, tensors).filename)
+    g = GraphBuilder("experts")
+    with pytest.raises(ModelError, match="several forms"):
+        experts(g, pack, mix, "b0", g.input("x", TensorProto.FLOAT, ["T", 64]), 64)

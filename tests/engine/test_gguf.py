@@ -23,6 +23,7 @@ from mdi.model.packs import open_pack
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.source import Model, resolve
 from mdi.wire.frame import Row
+from tests.checkpoints import YARN
 from tests.gguf_models import make_twins
 
 N_TOKENS, N_VOCAB, CTX = 24, 320, 64
@@ -138,7 +139,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama-biases": {},
     "mistral": {},
     "qwen2": {},
+    "qwen2-yarn": {},
     "qwen3": {},
+    "qwen3-yarn": {"rope_parameters": YARN | {"rope_theta": 1e6, "original_max_position_embeddings": 128}},
     "smollm3": {"no_rope_layer_interval": 4, "num_hidden_layers": 5},
     "phi3": {"sliding_window": None},  # llama.cpp does not compute it
     # Which list holds is decided by the context: ours is CTX, llama.cpp's at least 256, transformers' the number of tokens.
@@ -146,6 +149,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3-long": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
     "gemma2": GEMMA,
     "gemma3": GEMMA | {"num_hidden_layers": 4},
+    "mixtral": {"sliding_window": None},
+    "qwen3moe": {"mlp_only_layers": [], "norm_topk_prob": True, "moe_intermediate_size": 128},
 }
 
 

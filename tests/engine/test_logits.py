@@ -30,9 +30,15 @@ class Stages:
     """A model cut into consecutive engines."""
 
     def __init__(
-        self, packed: PackedModel, directory: Path, split: tuple[int, ...], n_slots: int = 1, kv_type: KvType = KvType.FP32
+        self,
+        packed: PackedModel,
+        directory: Path,
+        split: tuple[int, ...],
+        n_slots: int = 1,
+        ctx: int = CTX,
+        kv_type: KvType = KvType.FP32,
     ) -> None:
-        shape = StageShape(n_slots, CTX, 1, kv_type)
+        shape = StageShape(n_slots, ctx, 1, kv_type)
         bounds = np.cumsum((0, *split))
         self._engines = [
             OnnxEngine(packed.config, open_packs(packed, directory, start, stop), shape, int(start))
@@ -125,3 +131,16 @@ def test_greedy_tokens_over_a_split_are_those_of_one_stage(checkpoint, quant, to
         found = greedy(split)
         assert found[0] == tokens
         np.testing.assert_array_equal(found[1], logits)  # to the bit: a near tie must not fall otherwise on another split
+
+
+@pytest.mark.parametrize("n_stages", [1, 3])
+def test_dynamic_rope_beyond_the_length_of_training_equals_transformers(tmp_path, token_ids, n_stages) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    directory = make_checkpoint(tmp_path / "m", num_hidden_layers=N_BLOCKS, max_position_embeddings=16, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        wanted = model(torch.tensor([token_ids])).logits[0].numpy()
+    packed = prepare(Checkpoint.open(directory), WeightFormat.of(Quant.NONE), tmp_path / "packs")
+    stages = Stages(packed, tmp_path / "packs", SPLITS[n_stages], ctx=N_TOKENS)
+    found = stages.logits([Row(0, 0, N_TOKENS, 0)], token_ids)
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)

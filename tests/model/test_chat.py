@@ -97,12 +97,44 @@ def test_template_of_another_type_is_refused(tmp_path: Path) -> None:
         ChatTemplate.find(tmp_path, NAMED)
 
 
+def test_template_under_a_name_that_is_none_is_passed_over(tmp_path: Path) -> None:
+    named = [{"name": ["default"], "template": "x"}, {"name": "default", "template": "y"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = ChatTemplate.find(tmp_path, NAMED)
+    assert template is not None
+    assert template.render([]) == "y"
+
+
+def test_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "chat_template.jinja"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(ModelError, match=r"chat_template\.jinja.* bytes"):
+        ChatTemplate.find(tmp_path, NAMED)
+
+
+def test_products_that_templates_do_use_are_computed() -> None:
+    source = "{{ '-' * 8 }}{{ 3 * 4 }}{{ 2 ** 10 }}{{ '%s is %d' % ('a', 1) }}{{ '%.2f' % 0.5 }}{{ 7 % 4 }}"
+    assert ChatTemplate(source, NAMED, "model").render([]) == "--------121024a is 10.503"
+
+
 def test_refusal_by_the_template_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"refuses this conversation: unknown role wizard"):
         ChatTemplate(MISTRAL, NAMED, "model").render([Message("wizard", "")])
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ messages", "{% unknown %}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        "{{ messages",
+        "{% unknown %}",
+        f"{{{{ {'(' * 2000}1{')' * 2000} }}}}",
+        "{% for x in messages %}" * 30 + "{% endfor %}" * 30,
+        f"{{{{ {'9' * 5000} }}}}",
+        "{{ f(a=1, a=2) }}",
+    ],
+)
 def test_template_that_does_not_parse_is_refused(source: str) -> None:
     with pytest.raises(ModelError, match="is not valid"):
         ChatTemplate(source, NAMED, "model")
@@ -119,6 +151,11 @@ def test_template_that_does_not_parse_is_refused(source: str) -> None:
         "{{ range(10000000) | list | length }}",
         "{% include '/etc/passwd' %}",
         "{{ 1 / 0 }}",
+        "{{ 'x' * 10000000000 }}",
+        "{{ [0] * 10000000000 }}",
+        "{{ 10000000000 * messages[0].content }}",
+        "{{ 9 ** 999999999 }}",
+        "{{ '%10000000000d' % 1 }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )

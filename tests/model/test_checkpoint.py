@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,14 @@ def test_tied_config_with_only_a_head_embeds_with_the_head_as_transformers_does(
     np.testing.assert_array_equal(checkpoint.tensor(checkpoint.embedding), theirs)
 
 
+def test_tied_config_with_two_tensors_of_a_type_that_cannot_be_read_is_refused(tiny: Path) -> None:
+    edit_json(tiny / "config.json", tie_word_embeddings=True)
+    wide = load_file(tiny / SINGLE)["model.embed_tokens.weight"].double()
+    rewrite(tiny, **{"lm_head.weight": wide, "model.embed_tokens.weight": wide.clone()})
+    with pytest.raises(ModelError, match="F64"):
+        Checkpoint.open(tiny)
+
+
 def test_untied_config_without_a_head_is_refused(tiny: Path) -> None:
     rewrite(tiny, "lm_head.weight")
     with pytest.raises(ModelError, match=r"lacks the tensor lm_head\.weight"):
@@ -212,6 +221,7 @@ def test_index_cannot_name_files_elsewhere(sharded: Path, name: str) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "not a safetensors file"),
+        ((40 << 20).to_bytes(8, "little") + b" " * (40 << 20), "not a safetensors file"),
         (b"\x02\0\0\0\0\0\0\0[]", "JSON object"),
         (b"\x02\0\0\0\0\0\0\0{]", "not valid JSON"),
         (b"\x02\0\0\0\0\0\0\0{}", "lacks the tensor"),
@@ -232,6 +242,8 @@ def test_file_of_another_kind_is_refused(tiny: Path, content: bytes, said: str) 
         {"dtype": "F32", "shape": [64], "data_offsets": [0]},
         {"dtype": "F32", "shape": "64", "data_offsets": [0, 256]},
         {"dtype": 32, "shape": [64], "data_offsets": [0, 256]},
+        {"dtype": "F32", "shape": [64, *[1] * 20], "data_offsets": [0, 256]},
+        {"dtype": "F32", "shape": [1 << 64, 0], "data_offsets": [0, 0]},
         "F32",
     ],
 )
@@ -240,6 +252,17 @@ def test_header_that_contradicts_itself_is_refused(tiny: Path, entry: object) ->
     (tiny / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(256))
     with pytest.raises(ModelError, match=r"model\.norm\.weight"):
         Checkpoint.open(tiny)
+
+
+def test_a_header_of_huge_numbers_is_refused_at_once(tiny: Path) -> None:
+    entry = {"dtype": "F32", "shape": [10**4000] * 2000, "data_offsets": [0, 256]}  # their product has 8 million digits
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    (tiny / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(256))
+    began = time.process_time()
+    with pytest.raises(ModelError, match=r"model\.norm\.weight") as refused:
+        Checkpoint.open(tiny)
+    assert time.process_time() - began < 5
+    assert len(str(refused.value)) < 1000
 
 
 def test_pickled_weights_are_never_opened(tiny: Path) -> None:

@@ -17,7 +17,7 @@ from mdi.model.config import ModelConfig
 from mdi.model.experts import Experts
 from mdi.model.families import FAMILIES
 from mdi.model.rope import LinearScaling, Llama3Scaling, Rope
-from tests.checkpoints import CONFIGS, KINDS, LLAMA3_ROPE, LONGROPE, TINY, TOKENS, hf_config
+from tests.checkpoints import CONFIGS, KINDS, LLAMA3_ROPE, LONGROPE, TINY, TOKENS, YARN, hf_config
 
 LLAMA = TINY | {"architectures": ["LlamaForCausalLM"]}
 MISTRAL = {name: value for name, value in TINY.items() if name != "num_key_value_heads"} | {
@@ -145,6 +145,13 @@ def test_what_gemma_computes_otherwise_is_read() -> None:
         {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 5e5, "factor": 32.0, "original_max_position_embeddings": 8192}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"rope_parameters": YARN},
+        {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
+        {"rope_parameters": YARN | {"original_max_position_embeddings": 4096, "beta_fast": 16.0, "beta_slow": 2.0}},
+        {"rope_parameters": YARN | {"original_max_position_embeddings": 4096, "truncate": False, "beta_fast": 3}},
+        {"rope_parameters": YARN | {"original_max_position_embeddings": 4096, "truncate": False, "beta_fast": 1.0}},
+        {"rope_parameters": YARN | {"factor": 0.5, "original_max_position_embeddings": 1}},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
     ],
 )
 def test_rotation_frequencies_equal_those_of_transformers(rope: dict[str, Any], head_dim: int) -> None:
@@ -166,6 +173,45 @@ def test_longrope_chooses_by_the_context_and_rotates_a_part_as_transformers_does
     assert config.rope.rotated(config.head_dim) == 16
     for ours, wanted in zip(config.rope.tables(config.head_dim, ctx), (cos, sin), strict=True):
         np.testing.assert_allclose(ours, wanted[0, :, :8].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("ctx", [256, 257, 700])
+def test_dynamic_scaling_turns_slower_the_longer_the_context_is_as_in_transformers(ctx: int) -> None:
+    values = LLAMA | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}}
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**json.loads(json.dumps(values))))
+    cos, sin = theirs(torch.zeros(1), torch.arange(ctx)[None])
+    config = ModelConfig.from_hf(values)
+    for ours, wanted in zip(config.rope.tables(config.head_dim, ctx), (cos, sin), strict=True):
+        np.testing.assert_allclose(ours, wanted[0, :, :8].numpy(), atol=1e-4)
+    assert (config.max_positions, ModelConfig.from_json(config.to_json())) == (768, config)
+
+
+@pytest.mark.parametrize(
+    "yarn",
+    [
+        {},
+        {"factor": None},
+        {"factor": 0.5},
+        {"attention_factor": 1.3},
+        {"mscale": 0.7, "mscale_all_dim": 1.4},
+        {"mscale": 0.7},
+        {"attention_factor": None, "mscale_all_dim": 1.4, "beta_fast": None, "beta_slow": None},
+    ],
+)
+def test_yarn_lengthens_queries_and_keys_as_transformers_does(yarn: dict[str, Any]) -> None:
+    values = LLAMA | {"rope_parameters": YARN | yarn}
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**json.loads(json.dumps(values))))
+    cos, sin = theirs(torch.zeros(1), torch.arange(64)[None])
+    config = ModelConfig.from_hf(values)
+    for ours, wanted in zip(config.rope.tables(config.head_dim, 64), (cos, sin), strict=True):
+        np.testing.assert_allclose(ours, wanted[0, :, :8].numpy(), atol=1e-5)
+
+
+def test_yarn_added_to_a_config_that_knows_only_its_training_length_stretches_the_context() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    silent = hf_values("qwen2", max_position_embeddings=32_768) | {"rope_parameters": None, "rope_scaling": yarn}
+    assert ModelConfig.from_hf(silent).max_positions == 131_072
+    assert ModelConfig.from_hf(silent | {"max_position_embeddings": 262_144}).max_positions == 262_144
 
 
 def test_longrope_is_read_by_its_first_name_too() -> None:
@@ -219,9 +265,17 @@ def test_config_survives_json(kind: str) -> None:
         ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, "'gemv'"),
         ({"quantization_config": {"bits": 4}}, "'quant_method'"),
         ({"quantization_config": "gptq"}, "'quantization_config'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "'proportional'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "'factor'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}}, "'truncate'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1, "beta_slow": 2}}, "beta_fast above beta_slow"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta above 1"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e30}}, "max_positions"),
+        ({"rope_scaling": {"type": "dynamic"}}, "'factor'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "more than the 1 frequency"),
         ({"rope_scaling": {"type": "linear"}}, "'factor'"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-40}}, "not finite"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e-40}}, "not finite"),
         ({"rope_scaling": "linear"}, "'rope_scaling'"),
         ({"rope_theta": -1.0}, "'rope_theta'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -254,6 +308,7 @@ def test_a_config_that_cannot_be_run_is_refused_by_name(change: dict[str, Any], 
         ("phi3-long", {"rope_parameters": LONGROPE | {"short_factor": [0.0] * 8}}, "'short_factor'"),
         ("phi3-long", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 1.5}}, "partial_rotary_factor is 1.5"),
         ("phi3-long", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.05}}, "0 dimensions of a head of 16"),
+        ("phi3-long", {"rope_parameters": LONGROPE | {"long_factor": [1e-40] * 8}}, "not finite"),
         ("mixtral", {"num_experts_per_tok": 5}, "5 of 4 experts"),
         ("mixtral", {"num_local_experts": 1 << 20}, "experts"),
         ("qwen3moe", {"moe_intermediate_size": 1 << 30}, "width of the model's experts"),
@@ -283,7 +338,7 @@ def test_a_config_of_any_family_that_cannot_be_run_is_refused_by_name(kind: str,
         ({"architecture": "MixtralForCausalLM"}, "every block"),
         ({"attention_scale": -1.0}, "'attention_scale'"),
         ({"qkv_bias": None}, "'qkv_bias'"),
-        ({"local_rope": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"local_rope": {"rope_type": "proportional"}}, "'proportional'"),
         ({"n_blocks": 1 << 40}, "n_blocks"),
     ],
 )

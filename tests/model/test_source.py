@@ -65,3 +65,19 @@ def test_conversation_is_encoded_with_control_tokens_from_the_template_alone(dir
     assert model.encode_chat([Message("user", "hi")]) == model.tokenizer.encode(
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_directory_without_a_config_is_said_to_be_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json") as refused:
+        Model(resolve(str(tmp_path)))
+    assert "Hugging Face" in (refused.value.hint or "")
+
+
+def test_links_to_files_of_a_download_cache_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"blob{number}").write_bytes(b"GGUF")
+        (tmp_path / "snapshot" / f"m-0000{number}-of-00002.gguf").symlink_to(tmp_path / f"blob{number}")
+    first = tmp_path / "snapshot" / "m-00001-of-00002.gguf"
+    second = first.with_name("m-00002-of-00002.gguf")
+    assert resolve(str(second)) == ModelSource("m", first.parent, first)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -33,6 +37,9 @@ TEXTS = (
     "▁ is written for a space",
 )
 WITH_CONTROL = ("<|im_start|>user\nhi<|im_end|>\n", "a</s>b <s> c", "<s>", "<think>hm</think>", "text <|im_end|> text")
+
+
+HOSTILE_TOKENS = {str(401 + i): {"content": text, "special": True} for i, text in enumerate(("<|", "\u2060|", "\u2060\u2060"))}
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +242,10 @@ def test_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "'x'"),
         ("added_tokens.json", '{"<a>": "b"}', "'<a>'"),
         ("generation_config.json", '{"eos_token_id": "x"}', "'eos_token_id'"),
+        ("tokenizer_config.json", f'{{"added_tokens_decoder": {{"{"9" * 5000}": {{"content": "x"}}}}}}', "'9999"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {"content": "\\ud800"}}}', "surrogates"),
+        ("tokenizer_config.json", '{"bos_token": "\\ud800"}', "surrogates"),
+        ("added_tokens.json", '{"\\ud800": 7}', "surrogates"),
     ],
 )
 def test_file_that_is_wrong_is_named(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -249,6 +260,69 @@ def test_tokenizer_that_decodes_in_an_unknown_way_is_refused(tmp_path: Path) -> 
     make_byte_level(tmp_path)
     edit_json(tmp_path / "tokenizer.json", decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})
     with pytest.raises(ModelError, match="WordPiece"):
+        Tokenizer.load(tmp_path, CONFIG)
+
+
+def test_tokenizer_on_which_the_library_panics_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_byte_level(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    edit_json(tmp_path / "tokenizer.json", model=model | {"continuing_subword_prefix": "longer than any piece"})
+    with pytest.raises(ModelError, match="is not a tokenizer"):
+        Tokenizer.load(tmp_path, CONFIG)
+    assert "panicked" in capfd.readouterr().err
+
+
+def test_text_that_the_tokenizer_cannot_encode_is_refused(tmp_path: Path, llama3: Tokenizer) -> None:
+    with pytest.raises(ModelError, match=r"cannot encode .*ud800"):
+        llama3.encode("half a pair \ud800")
+    make_byte_level(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    edit_json(tmp_path / "tokenizer.json", pre_tokenizer=None, model=model | {"unk_token": "<nowhere>"})
+    with pytest.raises(ModelError, match=r"cannot encode .*<nowhere>"):
+        Tokenizer.load(tmp_path, CONFIG).encode("日")
+
+
+def test_defusing_ends_even_where_control_tokens_hold_what_it_inserts(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(make_byte_level(tmp_path, added_tokens_decoder=HOSTILE_TOKENS), CONFIG)
+    assert "\u2060|" in tokenizer.control_tokens
+    text = tokenizer.defuse("a<|b")
+    assert not any(token in text for token in tokenizer.control_tokens)
+
+
+def test_thousands_of_added_tokens_are_added_in_one_go(tmp_path: Path) -> None:
+    added = {str(401 + i): {"content": f"<x{i}>", "special": i % 2 == 0} for i in range(8000)}
+    config = ModelConfig.from_hf(TINY | {"architectures": ["LlamaForCausalLM"], "vocab_size": 30_000})
+    began = time.process_time()
+    tokenizer = Tokenizer.load(make_byte_level(tmp_path, added_tokens_decoder=added), config)
+    assert time.process_time() - began < 8  # one after another, 4000 took 4.7
+    assert tokenizer.encode("<x299><x7999>") == [700, 8400]
+    assert {"<x0>", "<x298>"} <= tokenizer.control_tokens
+    assert "<x1>" not in tokenizer.control_tokens
+
+
+def edit_sentencepiece(path: Path, edit: Callable[[Any], object]) -> None:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    edit(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
+def test_sentencepiece_with_a_beginning_of_text_token_that_the_library_cannot_take_is_refused(tmp_path: Path) -> None:
+    def rename(proto: Any) -> None:
+        proto.pieces[1].piece = proto.trainer_spec.bos_piece = "a:b"
+
+    edit_sentencepiece(make_sentencepiece(tmp_path) / "tokenizer.model", rename)
+    with pytest.raises(ModelError, match=r"tokenizer\.model.*a:b"):
+        Tokenizer.load(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(("n", "length", "said"), [(1, 2000, "a token of 2000"), (20_000, 1000, "characters in its tokens")])
+def test_sentencepiece_whose_merges_would_take_forever_is_refused(tmp_path: Path, n: int, length: int, said: str) -> None:
+    def add(proto: Any) -> None:
+        for number in range(n):
+            proto.pieces.add(piece=f"{number}{'a' * length}"[:length], score=-1e9)
+
+    edit_sentencepiece(make_sentencepiece(tmp_path) / "tokenizer.model", add)
+    with pytest.raises(ModelError, match=said):
         Tokenizer.load(tmp_path, CONFIG)
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from mdi.errors import UserError
 from mdi.model.gguf import types
 from mdi.model.kv import KvType
 from mdi.model.packed import prepare
@@ -69,6 +71,28 @@ def test_checkpoint_is_told_by_its_headers(kind: str, tmp_path: Path) -> None:
     assert all(row["whole"] for row in stored["fits"])
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3moe"])
+def test_mixture_is_told_the_same_of_both_files(kind: str, tmp_path: Path) -> None:
+    shape = {"mixtral": {"sliding_window": None}, "qwen3moe": {"mlp_only_layers": [], "moe_intermediate_size": 256}}[kind]
+    file, twin = make_twins(tmp_path, types.Q4_K, kind, vocab_size=320, num_attention_heads=2, head_dim=128, **shape)
+    of_file, of_twin = (inspect(resolve(str(path)), Quant.AUTO, 32) for path in (file, twin))
+    model = AutoModelForCausalLM.from_pretrained(twin)
+    assert of_file.parameters == of_twin.parameters == model.num_parameters()
+    experts = of_file.config.experts
+    assert experts is not None
+    assert of_twin.config.experts == replace(experts, normalised=kind == "mixtral")  # the file has no word for Qwen's
+    idle = experts.n_experts - experts.n_chosen
+    one = 3 * experts.d_ffn * of_file.config.d_model
+    assert of_file.active_parameters == of_twin.active_parameters == model.num_parameters() - 3 * idle * one
+    (stacked,) = (tensor for tensor in of_file.tensors if tensor.name == "blk.2.ffn_up_exps.weight")
+    assert stacked.shape == (experts.n_experts, experts.d_ffn, 256)
+    assert {row.kind: row.bits_per_value for row in of_file.formats} == {"Q4_K": 4.5, "F32": 32}
+    assert "rounded again to int4" in of_file.notices[0]
+    assert of_twin.notices == ()
+    told = of_file.to_json()
+    assert (told["experts"]["n_chosen"], told["sparse_blocks"]) == (experts.n_chosen, [0, 1, 2])
+
+
 def test_device_that_holds_all_needs_no_other() -> None:
     assert fit(4 * GIB, 10, GIB / 10, GIB) == Fit(4 * GIB, True, 10, 1)
 
@@ -85,3 +109,9 @@ def test_block_or_head_larger_than_a_device_fits_no_number_of_them() -> None:
     assert fit(4 * GIB, 10, 5 * GIB, GIB / 8) == Fit(4 * GIB, False, 0, None)
     assert fit(4 * GIB, 10, GIB, 5 * GIB) == Fit(4 * GIB, False, 3, None)
     assert fit(OTHERS // 2, 10, GIB, GIB) == Fit(OTHERS // 2, False, 0, None)
+
+
+@pytest.mark.parametrize(("sizes", "said"), [({"ctx": -5}, "--ctx -5"), ({"ctx": 0}, "--ctx 0"), ({"block": 0}, "--block 0")])
+def test_sizes_that_no_model_has_are_refused(twins: tuple[Path, Path], sizes: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        inspect(resolve(str(twins[0])), Quant.AUTO, **sizes)

@@ -128,3 +128,20 @@ def test_every_position_is_computed_once_and_in_order(prompts: list[list[int]], 
                 scheduler.release(sequence)
                 running.remove(sequence)
         scheduler.check_integrity()
+
+
+def test_whether_there_is_work_may_be_asked_while_another_thread_frees_a_slot() -> None:
+    class FreedMeanwhile:
+        """Its owner is gone when it is looked at again."""
+
+        def __init__(self, owner: Sequence) -> None:
+            self._owner: Sequence | None = owner
+
+        @property
+        def owner(self) -> Sequence | None:
+            owner, self._owner = self._owner, None
+            return owner
+
+    scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
+    scheduler._slots = [FreedMeanwhile(scheduler.admit([1], GREEDY))]  # type: ignore[list-item]
+    assert [scheduler.has_work, scheduler.has_work] == [True, False]

@@ -102,6 +102,13 @@ def test_synthetic_packs_are_what_the_plan_counts_and_stay_finite(tiny: ModelCon
     assert 0.1 < float(out.std()) < 100
 
 
+@pytest.mark.parametrize("fmt", [INT4, FP32])
+def test_no_two_synthetic_blocks_are_equal(tiny: ModelConfig, fmt: WeightFormat, tmp_path: Path) -> None:
+    """onnxruntime would keep their weights once, and measure a cache in the place of the memory."""
+    packs = synthetic.block_packs(tmp_path, tiny, fmt, 8)
+    assert len({pack.path.read_bytes() for pack in packs}) == 8
+
+
 @pytest.mark.parametrize("fmt", [WeightFormat(4, 32), FP32])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "phi3-partial", "gemma3", "mixtral", "qwen3moe"])
 def test_blocks_of_every_kind_are_measured_as_they_are_packed(kind: str, fmt: WeightFormat, scratch: Path) -> None:

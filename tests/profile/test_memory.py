@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -150,3 +153,44 @@ def test_the_offer_is_what_the_owner_allows_minus_what_is_used() -> None:
 def test_the_offer_leaves_headroom_however_generous_the_owner() -> None:
     assert 0 < offered_bytes(None, 0) <= psutil.virtual_memory().total - HEADROOM_BYTES
     assert offered_bytes(1 << 60, 0) <= psutil.virtual_memory().total - HEADROOM_BYTES
+
+
+def test_the_offer_leaves_room_for_what_stages_were_promised_and_have_not_taken() -> None:
+    much = offered_bytes(None, 0)
+    assert 0 <= offered_bytes(None, 0, promised=much // 2) <= much * 3 // 4
+    assert offered_bytes(None, 0, promised=2 * psutil.virtual_memory().total) == 0
+
+
+# Frees one large block, as after measuring; then blocks with a smaller one behind each, so that no heap shrinks by itself. Prints what
+# stays resident of them.
+FREED_BETWEEN_OTHERS = """
+import ctypes, psutil
+from mdi.profile.memory import keep_large_blocks_apart
+{call}
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+c.malloc.argtypes = [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+c.free(c.malloc(24 << 20))
+before = psutil.Process().memory_info().rss
+blocks = []
+for _ in range(16):
+    block = c.malloc(4 << 20)
+    ctypes.memset(block, 1, 4 << 20)
+    blocks.append(block)
+    c.malloc(512 << 10)
+for block in blocks:
+    c.free(block)
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def left_resident(call: str) -> int:
+    script = FREED_BETWEEN_OTHERS.format(call=call)
+    return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_large_blocks_that_are_freed_between_others_return_to_the_system() -> None:
+    assert left_resident("keep_large_blocks_apart()") < 4 * MIB
+    assert left_resident("") > 40 * MIB, "the C library gives them back by itself: keep_large_blocks_apart can go"

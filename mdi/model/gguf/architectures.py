@@ -9,15 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from mdi.errors import ModelError
 from mdi.model.config import MAX_BLOCKS
 from mdi.model.fields import Fields
-
-HfValues = dict[str, Any]
+from mdi.model.gguf.experts import HfValues, mixtral, qwen3moe
 
 OUTER = MappingProxyType(
     {
@@ -47,18 +45,24 @@ COMMON = {
     "mlp.gate_up_proj": "ffn_up",  # of Phi-3: twice as high as ffn_up elsewhere
     "mlp.down_proj": "ffn_down",
 }
+MIXTRAL = {"block_sparse_moe.gate": "ffn_gate_inp"}
+MIXTRAL_EXPERT = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
+QWEN_MOE = {"mlp.gate": "ffn_gate_inp"}
+QWEN_EXPERT = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_EXPERT = re.compile(r"model\.layers\.(\d+)\..+\.experts\.(\d+)\.(.+)\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`paired`: rows of Q and K lie as rotated pairs, not as rotated halves."""
+    """`paired`: rows of Q and K lie as rotated pairs, not as rotated halves. `experts`: an expert's matrices."""
 
     name: str
     hf: str
     modules: Mapping[str, str] = field(default_factory=lambda: COMMON | PRE_NORMS)
     paired: bool = False
     extra: Callable[[Fields, HfValues], HfValues] = lambda fields, values: {}
+    experts: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> str | None:
         """The file's name of a tensor, given Hugging Face's; None for one that GGUF has no name for."""
@@ -67,6 +71,12 @@ class Architecture:
         match = _BLOCK.fullmatch(name)
         module = self.modules.get(match[2]) if match else None
         return f"blk.{match[1]}.{module}.{match[3]}" if match and module else None
+
+    def expert(self, name: str) -> tuple[str, str, str] | None:
+        """Block, module and expert, given Hugging Face's name of an expert's matrix; None for another tensor."""
+        match = _EXPERT.fullmatch(name)
+        module = self.experts.get(match[3]) if match else None
+        return (match[1], module, match[2]) if match and module else None
 
 
 def _windows(fields: Fields, values: HfValues, *, default: int | None, period: int) -> HfValues:
@@ -142,17 +152,33 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         )
     }
 )
+# Those that hold experts. Mixtral calls itself llama, with a number of experts.
+MIXTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Architecture(
+                "llama", "MixtralForCausalLM", COMMON | PRE_NORMS | MIXTRAL, paired=True, extra=mixtral, experts=MIXTRAL_EXPERT
+            ),
+            Architecture("qwen3moe", "Qwen3MoeForCausalLM", COMMON | PRE_NORMS | QWEN_MOE, extra=qwen3moe, experts=QWEN_EXPERT),
+        )
+    }
+)
 
 
 def architecture_of(fields: Fields) -> Architecture:
     """Raises ModelError with the list of what is known."""
     name = fields.text("general.architecture")
-    if name not in ARCHITECTURES:
+    if name not in ARCHITECTURES and name not in MIXTURES:
         raise ModelError(
             f"{fields.origin} holds a model of the architecture {name!r:.80}, which is not supported",
-            hint=f"choose a model that is one of: {', '.join(ARCHITECTURES)}",
+            hint=f"choose a model that is one of: {', '.join({**ARCHITECTURES, **MIXTURES})}",
         )
-    return ARCHITECTURES[name]
+    if name in ARCHITECTURES and not fields.integer(f"{name}.expert_count", 0, least=0):
+        return ARCHITECTURES[name]
+    if name not in MIXTURES:
+        raise ModelError(f"{fields.origin} is a mixture of experts, which is not supported for {name} in GGUF files")
+    return MIXTURES[name]
 
 
 def paired_to_halves(n_heads: int, n_rows: int) -> list[int]:

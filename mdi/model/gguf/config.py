@@ -5,14 +5,16 @@ So whatever `ModelConfig.from_hf` learns about a family holds for both worlds.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mdi.errors import ModelError
 from mdi.model.config import MAX_WIDTH, ModelConfig
 from mdi.model.fields import Fields
 from mdi.model.gguf import types
-from mdi.model.gguf.architectures import Architecture, HfValues, architecture_of
+from mdi.model.gguf.architectures import Architecture, architecture_of
 from mdi.model.gguf.convert import floats
+from mdi.model.gguf.experts import HfValues
 from mdi.model.gguf.files import Gguf
 from mdi.model.gguf.vocabulary import special_id
 
@@ -25,6 +27,8 @@ REFUSED = (
     "logit_scale",
     "attention.clamp_kqv",
     "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
 )
 
 
@@ -76,19 +80,22 @@ def _refuse_unsupported(fields: Fields, a: str) -> None:
     for key in REFUSED:
         if f"{a}.{key}" in fields.values:
             raise ModelError(f"{fields.origin} has {a}.{key}, which is not supported")
-    if fields.integer(f"{a}.expert_count", 0, least=0):
-        raise ModelError(f"{fields.origin} is a mixture of experts, which is not supported for {a} in GGUF files")
+    if not fields.boolean(f"{a}.attention.causal", True):
+        raise fields.refusal(f"{a}.attention.causal", "true: here tokens see only those before them")
 
 
 def _rope(gguf: Gguf, fields: Fields, values: HfValues, rotated: int) -> HfValues:
     """The `rope_scaling` of the config: a factor for all frequencies, or one for each (Llama 3.1 and later, Phi-3)."""
     a, positions = fields.text("general.architecture"), values["max_position_embeddings"]
-    kind = fields.text(f"{a}.rope.scaling.type", "none")
+    kind, factor = _rope_factor(fields, a)
+    attention_factor = fields.number(f"{a}.rope.scaling.attn_factor", 1.0)
     single, short, long = (_factors(gguf, name, rotated // 2) for name in ROPE_FACTORS)
     if single is not None:
         if kind != "none":
             raise fields.refusal(f"{a}.rope.scaling.type", "none beside the tensor rope_freqs.weight")
         short = long = single
+    if (short is None) != (long is None):
+        raise ModelError(f"{fields.origin} holds only one of its two lists of rope factors", hint="download the model again")
     if short is not None and long is not None:
         return {
             "rope_scaling": {
@@ -96,12 +103,37 @@ def _rope(gguf: Gguf, fields: Fields, values: HfValues, rotated: int) -> HfValue
                 "short_factor": short,
                 "long_factor": long,
                 "original_max_position_embeddings": values.get("original_max_position_embeddings", positions),
-                "attention_factor": fields.number(f"{a}.rope.scaling.attn_factor", 1.0),
+                "attention_factor": attention_factor,
             }
         }
-    if kind == "none" or (kind == "linear" and f"{a}.rope.scaling.factor" not in fields.values):
-        return {}
-    return {"rope_scaling": {"rope_type": kind, "factor": fields.number(f"{a}.rope.scaling.factor", 1.0)}}
+    if kind == "yarn":
+        return {"rope_scaling": {"rope_type": kind, "factor": factor} | _yarn(fields, a, factor, attention_factor)}
+    if attention_factor != 1:
+        raise fields.refusal(f"{a}.rope.scaling.attn_factor", "1 without lists of rope factors")
+    return {} if kind == "none" else {"rope_scaling": {"rope_type": kind, "factor": factor}}
+
+
+def _rope_factor(fields: Fields, a: str) -> tuple[str, float]:
+    """How all frequencies are scaled, and by what. As in llama.cpp a factor without a type is linear, and one of 0 is none.
+
+    Files of 2023 have the factor under another key.
+    """
+    kind = fields.text(f"{a}.rope.scaling.type", "linear")
+    key = next((key for key in (f"{a}.rope.scaling.factor", f"{a}.rope.scale_linear") if key in fields.values), None)
+    given = None if key is None else fields.values[key]
+    factor = 1.0 if key is None or (isinstance(given, float) and given == 0) else fields.number(key)
+    return ("none" if kind == "linear" and factor == 1 else kind), factor
+
+
+def _yarn(fields: Fields, a: str, factor: float, attention_factor: float) -> HfValues:
+    """`attn_factor` multiplies the length that YaRN gives queries and keys by itself; at Hugging Face `attention_factor` replaces it."""
+    length = (1 + 0.1 * math.log(factor)) if factor > 1 else 1.0
+    return {
+        "original_max_position_embeddings": fields.optional_integer(f"{a}.rope.scaling.original_context_length"),
+        "beta_fast": fields.optional_number(f"{a}.rope.scaling.yarn_beta_fast"),
+        "beta_slow": fields.optional_number(f"{a}.rope.scaling.yarn_beta_slow"),
+        "attention_factor": length * attention_factor,
+    }
 
 
 def _factors(gguf: Gguf, name: str, n_pairs: int) -> list[float] | None:

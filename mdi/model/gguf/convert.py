@@ -70,7 +70,7 @@ def floats(ggml_type: GgmlType, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     if ggml_type is types.BF16:
         return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
     if ggml_type not in UNPACKERS:
-        raise unreadable(ggml_type)
+        raise unreadable(ggml_type, "a tensor")
     result = np.empty((len(rows), _columns(ggml_type, rows)), np.float32)
 
     def work(chunk: slice, unpacked: Unpacked) -> None:
@@ -106,9 +106,9 @@ def codes(ggml_type: GgmlType, rows: NDArray[np.uint8]) -> Quantised:
     return Quantised(arrays["codes"], arrays["scales"], form.bits, form.columns, correction=arrays.get("correction"))
 
 
-def unreadable(ggml_type: GgmlType) -> ModelError:
+def unreadable(ggml_type: GgmlType, what: str) -> ModelError:
     return ModelError(
-        f"tensors of the type {ggml_type.name} cannot be read",
+        f"{what} is stored as {ggml_type.name}, which cannot be read",
         hint=f"choose a file of one of these: {', '.join(known.name for known in (*FLOATS, *UNPACKERS))}",
     )
 

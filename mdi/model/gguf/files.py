@@ -66,9 +66,9 @@ class Gguf:
         part = self._where.get(name)
         return None if part is None else part.tensors[name]
 
-    def rows(self, name: str) -> NDArray[np.uint8]:
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
         """As `GgufFile.rows`."""
-        return self._where[name].rows(name)
+        return self._where[name].rows(name, first, count)
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for these weights, the same wherever the files lie.

@@ -85,21 +85,29 @@ class GgufFile:
         n_keys = cursor.count("the number of keys", MAX_KEYS, MIN_KEY_BYTES)
         metadata = Metadata.read(cursor, n_keys, data, str(path))
         alignment = _alignment(cursor, metadata)
-        infos = [_read_info(cursor, number) for number in range(n_tensors)]
+        infos = [_read_info(cursor, number, path) for number in range(n_tensors)]
         header_bytes = cursor.position
         start = header_bytes + -header_bytes % alignment
         tensors = _place(cursor, infos, start, alignment, data.size)
         return cls(path, data, header_bytes, metadata, MappingProxyType(tensors))
 
-    def rows(self, name: str) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, read into memory of their own: uint8 [product of outer dimensions, bytes of a row]."""
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor, read into memory of their own: uint8 [product of outer dimensions, bytes of a row].
+
+        Of these rows all, or `count` from `first` on. Raises ModelError for a file that vanished or became shorter.
+        """
         tensor = self.tensors[name]
-        values = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.start)
-        if values.size != tensor.n_bytes:
+        row_bytes = tensor.type.row_bytes(tensor.shape[-1])
+        n_bytes = tensor.n_bytes if count is None else count * row_bytes
+        try:
+            values = np.fromfile(self.path, np.uint8, n_bytes, offset=tensor.start + first * row_bytes)
+        except OSError as error:
+            raise ModelError(f"{self.path} cannot be read: {error.strerror}", hint=AGAIN) from error
+        if values.size != n_bytes:
             raise ModelError(
                 f"{self.path} became shorter while it was in use", hint="start again when the download is complete"
             )
-        return values.reshape(-1, tensor.type.row_bytes(tensor.shape[-1]))
+        return values.reshape(-1, row_bytes)
 
 
 def _check_version(cursor: Cursor, path: Path) -> None:
@@ -120,7 +128,7 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
     return alignment
 
 
-def _read_info(cursor: Cursor, number: int) -> tuple[str, GgmlType, tuple[int, ...], int]:
+def _read_info(cursor: Cursor, number: int, path: Path) -> tuple[str, GgmlType, tuple[int, ...], int]:
     """Name, type, shape outermost first, offset."""
     name = cursor.name(f"the name of tensor {number}", MAX_NAME_BYTES)
     what = f"tensor {name!r:.80}"
@@ -135,7 +143,7 @@ def _read_info(cursor: Cursor, number: int) -> tuple[str, GgmlType, tuple[int, .
     ggml_type = GGML_TYPES.get(kind)
     if ggml_type is None:
         raise ModelError(
-            f"{what} is stored as type {kind}, which is not known", hint="choose another quantisation, such as Q4_0"
+            f"{path} stores {what} as type {kind}, which is not known", hint="choose another quantisation, such as Q4_0"
         )
     if shape[-1] % ggml_type.values:
         raise cursor.error(f"rows of {what} hold {shape[-1]} values, which are no whole blocks of {ggml_type.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,8 @@ from mdi.model.gguf.cursor import Cursor
 
 MAX_KEYS = 4096  # published files have 20 to 60
 MAX_KEY_BYTES = 65_535  # the format's own limit
-MAX_TEXT_BYTES = 64 << 20  # the longest known are whole tokenizer.json files, of 35 MB
+MAX_TEXT_BYTES = 64 << 20  # the longest known are whole tokenizer.json files, of 35 MB, which nobody here asks for
+MAX_READ_BYTES = 1 << 22  # of a text that is asked for: chat templates, of at most 2^20 characters
 MAX_TEXTS = 1 << 21  # in all arrays together: Gemma has 262,144 tokens and 514,906 merges
 MAX_TEXTS_BYTES = 128 << 20  # of all arrays of texts together: Gemma's are 14 MB
 MAX_NUMBERS = 1 << 24  # in one array: scores and types go with tokens
@@ -37,11 +38,28 @@ class _Place:
     count: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """An array of texts, decoded one by one as they are iterated over. Raises ModelError for text that is not UTF-8."""
+
+    data: NDArray[np.uint8] = field(repr=False)
+    place: _Place = field(repr=False)
+    count: int
+    what: str = field(repr=False)
+    origin: str = field(repr=False)
+
+    def __iter__(self) -> Iterator[str]:
+        cursor = Cursor(self.data, self.origin)
+        cursor.position = self.place.start
+        for _ in range(self.count):
+            yield cursor.text(self.what, MAX_TEXT_BYTES)
+
+
 class Metadata(Mapping[str, Any]):
-    """Values by key: int, float, bool, str; arrays of texts as lists, of numbers as numpy views of the file.
+    """Values by key: int, float, bool, str; arrays of texts as `Texts`, of numbers as numpy views of the file.
 
     Texts are decoded at every access, so that nobody's file decides how much memory is taken. Raises ModelError for text that is
-    not UTF-8.
+    not UTF-8, or longer than anything that is asked for.
     """
 
     def __init__(self, data: NDArray[np.uint8], places: Mapping[str, _Place], origin: str) -> None:
@@ -74,11 +92,11 @@ class Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         place = self._places[key]
         if place.kind == TEXT:
+            if place.count is not None:
+                return Texts(self._data, place, place.count, f"{key!r:.80}", self._origin)
             cursor = Cursor(self._data, self._origin)
             cursor.position = place.start
-            if place.count is None:
-                return cursor.text(f"{key!r:.80}", MAX_TEXT_BYTES)
-            return [cursor.text(f"{key!r:.80}", MAX_TEXT_BYTES) for _ in range(place.count)]
+            return cursor.text(f"{key!r:.80}", MAX_READ_BYTES)
         form = SCALARS[place.kind]
         if place.count is not None:
             dtype = np.dtype(form.format)
@@ -102,8 +120,7 @@ class Metadata(Mapping[str, Any]):
         place = self._places.get(key)
         if place is None or place.kind != TEXT or place.count is None:
             raise ModelError(f"{self._origin} lacks {key!r} (a list of texts)")
-        texts: list[str] = self[key]
-        return texts
+        return list(self[key])
 
     def numbers(self, key: str) -> NDArray[Any]:
         """The array of numbers under `key`. Raises ModelError when there is none."""

@@ -15,11 +15,10 @@ from mdi.model.gguf.files import Gguf
 from mdi.model.gguf.pretokenizers import pre_tokenizer
 from mdi.model.gguf.vocabulary import PREFIX, Kind, Vocabulary, special_id
 from mdi.model.sentencepiece_bpe import sentencepiece_bpe
-from mdi.model.tokenizer import Tokenizer, TokenizerSettings
+from mdi.model.tokenizer import Tokenizer, TokenizerSettings, library_errors
 
 NAMES = MappingProxyType({"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"})
 TEMPLATE = "tokenizer.chat_template"
-MAX_SPM_CHARS = 1 << 23  # every place in a token is a merge to try; Gemma's 262,144 tokens have 1.9 million
 # Of Phi-3's control tokens all but these swallow the white space after them: its tokenizer.json says so, and GGUF has no word for it.
 PHI3_NOT_SWALLOWING = ("<unk>", "<s>", "<|endoftext|>")
 
@@ -34,13 +33,9 @@ def read_tokenizer(gguf: Gguf, config: ModelConfig) -> Tokenizer:
             hint=f"choose a model whose tokenizer is one of: {', '.join(BUILDERS)}",
         )
     vocabulary = Vocabulary.read(gguf.metadata, origin)
-    try:
+    with library_errors(f"{origin} cannot be used"):
         backend, adds_bos = BUILDERS[model](gguf, vocabulary, origin)
         _add_tokens(backend, vocabulary, phi3=model == "llama" and gguf.architecture == "phi3")
-    except ModelError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{origin} cannot be used: {error}", hint="download the model again") from error
     return Tokenizer(backend, config, _settings(gguf, vocabulary, adds_bos), origin)
 
 
@@ -55,8 +50,6 @@ def _sentencepiece(gguf: Gguf, vocabulary: Vocabulary, origin: str) -> tuple[Bac
     if vocabulary.scores is None:
         raise ModelError(f"{origin} lacks its scores ('{PREFIX}.scores')", hint="download the model again")
     pieces = {text: token_id for token_id, text in enumerate(vocabulary.texts)}
-    if (n_chars := sum(map(len, vocabulary.texts))) > MAX_SPM_CHARS:
-        raise ModelError(f"{origin} has {n_chars} characters in its tokens, more than {MAX_SPM_CHARS}")
     scores = {text: float(vocabulary.scores[token_id]) for token_id, text in vocabulary.of_kind(Kind.NORMAL)}
     unknown = special_id(gguf.fields, "unknown")
     backend = sentencepiece_bpe(
@@ -65,6 +58,7 @@ def _sentencepiece(gguf: Gguf, vocabulary: Vocabulary, origin: str) -> tuple[Bac
         unknown=None if unknown is None else vocabulary.texts[unknown],
         byte_fallback=any(True for _ in vocabulary.of_kind(Kind.BYTE)),
         prefix=gguf.fields.boolean(f"{PREFIX}.add_space_prefix", True),
+        origin=origin,
     )
     return backend, True
 

@@ -13,13 +13,13 @@ from mdi.errors import ModelError
 from mdi.model.config import MAX_VOCAB
 from mdi.model.fields import Fields
 from mdi.model.gguf.metadata import Metadata
+from mdi.model.sentencepiece_bpe import MAX_TOKEN_CHARS
 from mdi.model.tokenizer import END_OF_TURN
 
 SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding", "separator", "mask")
 # Where a SentencePiece file is silent: the order in which SentencePiece makes vocabularies.
 SPM_DEFAULTS = {"unknown": 0, "bos": 1, "eos": 2}
 PREFIX = "tokenizer.ggml"
-MAX_TOKEN_CHARS = 1024  # the longest published ones, of spaces or dashes, have 512
 
 
 class Kind(IntEnum):
@@ -56,6 +56,8 @@ class Vocabulary:
             twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
             raise ModelError(f"{origin} has the token {twice!r:.80} twice")
         found = _list(metadata, "token_type", len(texts), origin)
+        if found is not None and found.dtype.kind not in "iu":
+            raise ModelError(f"'{PREFIX}.token_type' holds no whole numbers in {origin}")
         kinds = np.full(len(texts), Kind.NORMAL, np.int32) if found is None else found.astype(np.int32)
         scores = _list(metadata, "scores", len(texts), origin)
         ends = set(END_OF_TURN)  # converters often forget that these are control tokens

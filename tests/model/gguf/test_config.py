@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from mdi.errors import ModelError
+from mdi.model.experts import Experts
 from mdi.model.gguf import types
 from mdi.model.gguf.architectures import ARCHITECTURES, paired_to_halves
 from mdi.model.gguf.config import hf_config, read_config
 from mdi.model.gguf.files import Gguf
+from mdi.model.rope import LinearScaling, YarnScaling
 from tests.model.gguf.written import Tensor, Typed, Written
 
 D, V = 64, 96
@@ -88,16 +90,55 @@ def test_head_size_is_the_files_own(tmp_path: Path) -> None:
         ({"llama.attention.head_count_kv": 3}, "cannot share 3"),
         ({"llama.attention.layer_norm_rms_epsilon": math.inf}, "layer_norm_rms_epsilon"),
         ({"llama.attention.value_length": 8}, "value_length"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.expert_count": 8}, "lacks the field 'llama.expert_used_count'"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "9 of 8 experts"),
+        ({"llama.expert_count": 1 << 20, "llama.expert_used_count": 2}, "2 of 1048576 experts"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1}, "expert_shared_count = 1"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_gating_func": 2}, "expert_gating_func = 2"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_weights_scale": 2.5}, "expert_weights_scale"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_weights_norm": False}, "must be true"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_group_count": [1, 2]}, "expert_group_count"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale"),
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "yarn"),
+        ({"llama.rope.scaling.type": "resonance", "llama.rope.scaling.factor": 4.0}, "resonance"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
         ({"llama.rope.freq_base": -1.0}, "freq_base"),
+        ({"llama.attention.causal": False}, "llama.attention.causal"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, "llama.rope.scaling.attn_factor"),
         ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id"),
     ],
 )
 def test_metadata_that_cannot_be_run_are_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         read_config(gguf(tmp_path, metadata() | change))
+
+
+MIX = {"expert_count": 8, "expert_used_count": 2}
+
+
+def test_mixture_that_calls_itself_llama_is_mixtral(tmp_path: Path) -> None:
+    config = read_config(gguf(tmp_path, metadata(**MIX, expert_gating_func=1, expert_weights_scale=1.0)))
+    assert config.architecture == "MixtralForCausalLM"
+    assert config.experts == Experts(n_experts=8, n_chosen=2, d_ffn=160, normalised=True)
+    assert config.sparse_blocks == tuple(range(12))
+    assert config.sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("more", "experts"),
+    [
+        ({"expert_feed_forward_length": 48}, Experts(8, 2, 48, True)),
+        ({}, Experts(8, 2, 80, True)),  # as llama.cpp shares the dense width among the chosen
+        ({"expert_weights_norm": False}, Experts(8, 2, 80, False)),
+    ],
+)
+def test_qwen_experts_have_a_width_of_their_own(tmp_path: Path, more: dict[str, Any], experts: Experts) -> None:
+    config = read_config(gguf(tmp_path, metadata("qwen3moe", **MIX, **more)))
+    assert (config.architecture, config.experts) == ("Qwen3MoeForCausalLM", experts)
+
+
+def test_experts_are_refused_where_nobody_computes_them(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="mixture of experts, which is not supported for qwen2"):
+        read_config(gguf(tmp_path, metadata("qwen2", **MIX)))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +152,7 @@ def test_missing_key_is_named(tmp_path: Path, name: str) -> None:
 def test_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as refused:
         read_config(gguf(tmp_path, metadata("rwkv7")))
-    assert "llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3" in (refused.value.hint or "")
+    assert "llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, qwen3moe" in (refused.value.hint or "")
 
 
 def test_file_without_an_embedding_is_no_language_model(tmp_path: Path) -> None:
@@ -124,6 +165,34 @@ def test_linear_rope_scaling_is_read(tmp_path: Path) -> None:
     plain = read_config(gguf(tmp_path, metadata())).rope
     scaled = read_config(gguf(tmp_path, metadata(rope__scaling__type="linear", rope__scaling__factor=4.0))).rope
     np.testing.assert_allclose(scaled.inverse_frequencies(16) * 4, plain.inverse_frequencies(16), rtol=1e-6)
+
+
+def test_yarn_is_read(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 1024}
+    values = metadata("qwen2", **{f"rope__scaling__{key}": value for key, value in yarn.items()})
+    scaling = read_config(gguf(tmp_path, values)).rope.scaling
+    assert scaling == YarnScaling(4.0, 1024, 32.0, 1.0, pytest.approx(1 + 0.1 * math.log(4)), True)
+    values |= {"qwen2.rope.scaling.attn_factor": 1.5, "qwen2.rope.scaling.yarn_beta_fast": 16.0}
+    scaling = read_config(gguf(tmp_path, values)).rope.scaling
+    assert scaling == YarnScaling(4.0, 1024, 16.0, 1.0, pytest.approx(1.5 * (1 + 0.1 * math.log(4))), True)
+
+
+@pytest.mark.parametrize("more", [{"rope__scaling__factor": 4.0}, {"rope__scale_linear": 4.0}])
+def test_rope_factor_without_a_type_is_linear_as_llama_cpp_takes_it(tmp_path: Path, more: dict[str, float]) -> None:
+    assert read_config(gguf(tmp_path, metadata(**more))).rope.scaling == LinearScaling(4.0)
+
+
+@pytest.mark.parametrize(
+    "more", [{"rope__scaling__factor": 0.0}, {"rope__scaling__type": "none", "rope__scaling__factor": 4.0}]
+)
+def test_rope_factor_of_nothing_changes_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    assert read_config(gguf(tmp_path, metadata(**more))).rope.scaling is None
+
+
+@pytest.mark.parametrize("name", ["rope_factors_short__weight", "rope_factors_long__weight"])
+def test_one_of_two_lists_of_rope_factors_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="one of its two lists of rope factors"):
+        read_config(gguf(tmp_path, metadata("phi3"), **{name: factors([1.0] * 8)}))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +233,7 @@ def test_phi3_has_factors_for_short_and_long_contexts(tmp_path: Path) -> None:
         "original_max_position_embeddings": 1024,
         "attention_factor": 1.25,
     }
-    assert hf(tmp_path, values | {"phi3.attention.sliding_window": 0})["sliding_window"] is None
+    assert hf(tmp_path, values | {"phi3.attention.sliding_window": 0}, **lists)["sliding_window"] is None
 
 
 def test_gemma2_alternates_windows_and_caps(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdi.errors import ModelError
+from mdi.model.fields import Fields
 from mdi.model.gguf import metadata as bounds
 from mdi.model.gguf import types
 from mdi.model.gguf.header import MAX_TENSORS, GgufFile
@@ -52,6 +53,12 @@ def opened(tmp_path: Path, data: bytes) -> GgufFile:
     return GgufFile.open(path)
 
 
+def value_of(file: GgufFile, key: str) -> Any:
+    """Decoded, whatever it is."""
+    value = file.metadata[key]
+    return list(value) if isinstance(value, bounds.Texts) else value
+
+
 def refused(tmp_path: Path, data: bytes, said: str) -> None:
     """Refused with a sentence that names the file, soon, and without taking much memory."""
     path = tmp_path / "model.gguf"
@@ -72,7 +79,7 @@ def test_everything_that_was_written_is_read(tmp_path: Path, version: int) -> No
     file = opened(tmp_path, Written(METADATA, TENSORS, version=version).bytes())
     for key, value in METADATA.items():
         expected = value.value if isinstance(value, Typed) else value
-        found = file.metadata[key]
+        found = value_of(file, key)
         assert (found.tolist() if isinstance(found, np.ndarray) else found) == expected
         assert type(found) is type(expected) or isinstance(found, np.ndarray)
     assert list(file.metadata) == list(METADATA)
@@ -95,7 +102,7 @@ def test_the_gguf_package_reads_what_we_write_and_writes_what_we_read(tmp_path: 
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     file = GgufFile.open(tmp_path / "theirs.gguf")
-    assert (file.metadata["a.texts"], file.metadata["a.f32"]) == (["x", "y"], 0.5)
+    assert (file.metadata.texts("a.texts"), file.metadata["a.f32"]) == (["x", "y"], 0.5)
     assert file.tensors["w"].shape == (2, 32)
     assert np.array_equal(file.rows("w").view("<f4"), np.arange(64).reshape(2, 32))
 
@@ -154,7 +161,7 @@ HOSTILE = {
     "a dimension of 0": (header(1, 0, info("t", 0, (4, 0), 0) + bytes(64)), "impossible shape"),
     "dimensions whose product wraps round": (header(1, 0, info("t", 0, (1 << 32, 1 << 32), 0) + bytes(64)), "impossible shape"),
     "dimensions whose product wraps to a little": (header(1, 0, info("t", 0, ((1 << 63) + 1, 2), 0) + bytes(64)), "impossible"),
-    "unknown tensor type": (header(1, 0, info("t", 99, (32,), 0) + bytes(64)), "type 99"),
+    "unknown tensor type": (header(1, 0, info("t", 99, (32,), 0) + bytes(64)), r"model\.gguf.*type 99"),
     "half a block": (header(1, 0, info("t", 2, (2, 33), 0) + bytes(64)), "whole blocks of Q4_0"),
     "tensor name that is no text": (header(1, 0, text(b"\x80") + bytes(64)), "not UTF-8"),
     "tensor name without end": (header(1, 0, text(b"n" * 300) + bytes(64)), "300 bytes"),
@@ -190,6 +197,29 @@ def test_text_that_is_not_utf8_is_refused_when_asked_for(tmp_path: Path) -> None
         _ = file.metadata["a"]
 
 
+@pytest.mark.parametrize(
+    "value", [Typed("str", [""] * (1 << 20)), "x" * (32 << 20)], ids=["an array of a million texts", "a text of 32 MB"]
+)
+def test_huge_value_in_place_of_a_word_is_refused_at_once(tmp_path: Path, value: Any) -> None:
+    metadata = opened(tmp_path, Written({"general.architecture": value}).bytes()).metadata
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(ModelError, match=r"general\.architecture"):
+            Fields(metadata, "a file").text("general.architecture")
+        assert time.perf_counter() - began < MAX_S
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    file = opened(tmp_path, GOOD.bytes())
+    file.path.unlink()
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read"):
+        file.rows("f")
+
+
 @pytest.mark.parametrize("method", ["texts", "numbers"])
 @pytest.mark.parametrize("key", ["none", "general.architecture", "a.u8"])
 def test_array_that_is_not_there_is_named(tmp_path: Path, method: str, key: str) -> None:
@@ -213,7 +243,7 @@ def survives(path: Path, data: bytes) -> None:
     try:
         file = GgufFile.open(path)
         for key in file.metadata:
-            _ = file.metadata[key]
+            _ = value_of(file, key)
     except ModelError:
         return
     assert len(file.data) == len(data)
@@ -268,6 +298,6 @@ def _range(kind: str) -> tuple[int, int]:
 def test_any_metadata_survive_the_round_trip(tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Any]) -> None:
     file = GgufFile.open(Written(entries).save(tmp_path_factory.getbasetemp() / "any.gguf"))
     for key, value in entries.items():
-        found = file.metadata[key]
+        found = value_of(file, key)
         expected = value.value if isinstance(value, Typed) else value
         assert (found.tolist() if isinstance(found, np.ndarray) else found) == expected

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -221,7 +222,7 @@ def test_sentencepiece_equals_llama_cpp(llama_cpp: Any, sentencepiece_model: Pat
 def test_tokens_whose_merges_would_take_long_are_refused(
     sentencepiece_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.model.gguf.tokenizer.MAX_SPM_CHARS", 1000)
+    monkeypatch.setattr("mdi.model.sentencepiece_bpe.MAX_CHARS", 1000)
     with pytest.raises(ModelError, match="characters in its tokens, more than 1000"):
         loaded(tmp_path, sentencepiece_metadata(sentencepiece_model))
 
@@ -315,7 +316,9 @@ def test_every_known_way_to_split_loses_nothing(pre: str) -> None:
         ({"tokens": Typed("str", [])}, "0 tokens"),
         ({"tokens": 3}, "lacks 'tokenizer.ggml.tokens'"),
         ({"tokens": ["a", "b", "a"]}, "the token 'a' twice"),
+        ({"token_type": [math.nan] * 1000}, "no whole numbers"),
         ({"token_type": [1]}, "'tokenizer.ggml.token_type' is only 1 long"),
+        ({"token_type": Typed("f32", [math.nan] * 700)}, "'tokenizer.ggml.token_type' holds no whole numbers"),
         ({"merges": ["ab"]}, "the merge 'ab'"),
         ({"merges": ["never seen"]}, "cannot be used"),
         ({"merges": 1}, "lacks 'tokenizer.ggml.merges'"),

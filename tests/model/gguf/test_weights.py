@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from mdi.errors import ModelError, UserError
 from mdi.model.chat import Message
 from mdi.model.gguf import types
 from mdi.model.gguf.files import Gguf
+from mdi.model.gguf.metadata import Texts
 from mdi.model.gguf.types import GgmlType
 from mdi.model.gguf.weights import GgufWeights
 from mdi.model.linear import Quantised, dequantise
@@ -38,7 +41,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     metadata = Gguf.open(path).metadata
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metadata.items()}
+    return {
+        key: value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, Texts) else value
+        for key, value in metadata.items()
+    }
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -105,8 +111,8 @@ def say(key: str, value: Any) -> Edit:
         (put("v.patch_embd.weight", (types.F32, (4,), bytes(16))), "which llama models do not have"),
         (put("output_norm.weight", (types.F32, (128,), bytes(512))), r"shape \[128\], but its metadata mean \[256\]"),
         (put("blk.0.ffn_up.weight", (types.F32, (256, 512), bytes(4 * 256 * 512))), "its metadata mean"),
-        (put("blk.0.ffn_down.weight", (IQ1_S, (256, 512), bytes(256 * 100))), "IQ1_S cannot be read"),
-        (put("output_norm.weight", (types.Q8_0, (256,), bytes(272))), "Q8_0 cannot be read"),
+        (put("blk.0.ffn_down.weight", (IQ1_S, (256, 512), bytes(256 * 100))), "blk.0.ffn_down.weight .*IQ1_S"),
+        (put("output_norm.weight", (types.Q8_0, (256,), bytes(272))), "output_norm.weight .*Q8_0"),
         (say("llama.block_count", 4), r"lacks the tensor blk\.3"),
         (say("llama.block_count", 2), r"'blk\.2\..*', which llama models do not have"),
     ],
@@ -116,6 +122,67 @@ def test_tensors_that_do_not_make_the_model_are_named(mixed: Path, tmp_path: Pat
     edit(metadata, tensors)
     with pytest.raises(ModelError, match=said):
         GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_twins(tmp_path_factory.mktemp("mixture"), types.Q8_0, "mixtral", vocab_size=320)[0]
+
+
+GATES = "blk.1.ffn_gate_exps.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (drop(GATES), f"lacks the tensor {GATES}"),
+        (drop("blk.1.ffn_gate_inp.weight"), "lacks the tensor blk.1.ffn_gate_inp.weight"),
+        (say("llama.expert_count", 3), r"holds 4 experts, but its metadata mean 3|shape \[4, 256\]"),
+        (put(GATES, (types.F32, (3, 512, 256), bytes(4 * 3 * 512 * 256))), f"{GATES} .* holds no expert 3"),
+        (put(GATES, (types.F32, (5, 512, 256), bytes(4 * 5 * 512 * 256))), f"{GATES} .* holds 5 experts"),
+        (put(GATES, (types.F32, (4, 256, 256), bytes(4 * 4 * 256 * 256))), r"shape \[256, 256\], but its metadata mean \[512"),
+        (put(GATES, (types.F32, (2048, 256), bytes(4 * 2048 * 256))), f"{GATES} .* holds no expert"),
+        (put(GATES, (IQ1_S, (4, 512, 256), bytes(4 * 512 * 50))), f"{GATES} .*IQ1_S"),
+        (put("blk.0.ffn_up.weight", (types.F32, (512, 256), bytes(4 * 512 * 256))), "which llama models do not have"),
+        (put("blk.0.ffn_up.0.weight", (types.F32, (512, 256), bytes(4 * 512 * 256))), "which llama models do not have"),
+    ],
+)
+def test_experts_that_do_not_make_the_model_are_named(mixture: Path, tmp_path: Path, edit: Edit, said: str) -> None:
+    metadata, tensors = read_metadata(mixture), read_tensors(mixture)
+    edit(metadata, tensors)
+    with pytest.raises(ModelError, match=said):
+        GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+def test_missing_expert_of_a_file_with_single_ones_is_named(tmp_path: Path) -> None:
+    file, _ = make_twins(tmp_path, types.Q8_0, "mixtral", vocab_size=320, single_experts=True)
+    metadata, tensors = read_metadata(file), read_tensors(file)
+    del tensors["blk.1.ffn_down.2.weight"]
+    with pytest.raises(ModelError, match=r"lacks the tensor blk\.1\.ffn_down\.2\.weight"):
+        GgufWeights.open(Gguf.open(Written(metadata, tensors).save(tmp_path / "m.gguf")))
+
+
+def test_millions_of_promised_experts_cost_nothing(mixture: Path, tmp_path: Path) -> None:
+    metadata = read_metadata(mixture) | {"llama.expert_count": 4096, "llama.block_count": 1024}
+    file = Written(metadata, read_tensors(mixture)).save(tmp_path / "m.gguf")
+    started = time.perf_counter()
+    with pytest.raises(ModelError):
+        GgufWeights.open(Gguf.open(file))
+    assert time.perf_counter() - started < 1
+
+
+def test_an_expert_is_read_without_the_others(mixture: Path) -> None:
+    """What a conversion holds of the file at a time: reading them all for each would take hours for 128 experts."""
+    weights = GgufWeights.open(Gguf.open(mixture))
+    names = weights.expert_tensors(0, 2)
+    tracemalloc.start()
+    weights.linear(next(iter(names.values())))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    info = weights.gguf.info("blk.0.ffn_gate_exps.weight")
+    assert info is not None
+    assert weights.gguf.rows(info.name, 512, 512).nbytes == info.n_bytes // 4
+    assert peak < 3 * 512 * 256 * 4
 
 
 def test_file_and_directory_are_models(mixed: Path, tmp_path: Path) -> None:
