@@ -48,7 +48,7 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
         raise ModelError(f"onnxruntime cannot load the weights: {error}") from error
 
 
-def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8]) -> NDArray[Any]:
+def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8] = np.float32) -> NDArray[Any]:
     """Zeros that take memory page by page as they are written.
 
     In huge pages the first tokens of each head would take 2 MiB of their own: three times the memory of a short conversation.

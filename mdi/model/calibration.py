@@ -31,9 +31,11 @@ PLAIN_HINT = "try --quant int4-plain --kv-type fp32, which does not look at what
 Squares = Mapping[str, NDArray[np.float32]]
 """By the name of a linear layer in its pack: the mean square of every column of its input [K]."""
 
+Tensors = Mapping[str, NDArray[Any] | Linear]
+"""Of a block's pack."""
 
-Reference = Callable[[int], Mapping[str, NDArray[Any] | Linear]]
-"""The tensors of the pack of a block that is to be observed."""
+Reference = Callable[[int], Tensors]
+"""A block as it is to be observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,13 @@ class Calibration:
         self._directory = directory
         self._next, self._hidden = state.load(start.shape) or (0, start)
 
-    def seen(self, block: int) -> Seen:
-        """Raises ModelError when the model computes values that are not finite: it would be rounded by them."""
+    def seen(self, block: int, tensors: Tensors | None = None) -> Seen:
+        """What a block does as `tensors`, or else as its reference.
+
+        Raises ModelError when the model computes values that are not finite: it would be rounded by them.
+        """
         self._state.save(block, self.before(block))
-        seen = self._observe()
+        seen = self._observe(tensors or self._reference(block))
         for name, values in (*seen.squares.items(), ("keys", seen.kv.keys), ("values", seen.kv.values)):
             if not np.isfinite(values).all():
                 raise ModelError(f"block {block} computes values that are not finite for {name}", hint=PLAIN_HINT)
@@ -119,12 +124,12 @@ class Calibration:
         if self._next > block:
             self._next, self._hidden = 0, self._start
         while self._next < block:
-            self._observe()
+            self._observe(self._reference(self._next))
         return self._hidden
 
-    def _observe(self) -> Seen:
+    def _observe(self, tensors: Tensors) -> Seen:
         with _scratch(self._directory) as place:
-            ref = write_pack(place, PackKind.BLOCK, self._reference(self._next), durable=False)
+            ref = write_pack(place, PackKind.BLOCK, tensors, durable=False)
             seen = self._observer(open_pack(place / ref.filename), self._next, self._hidden)
         self._next, self._hidden = self._next + 1, seen.hidden
         return seen

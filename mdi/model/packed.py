@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError, UserError
-from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
+from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, Tensors, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse, take_turns
@@ -27,7 +27,6 @@ from mdi.model.weights import WeightSource
 MANIFEST_VERSION = 2
 
 Progress = Callable[[int, int], None]  # parts done, parts in all
-Tensors: TypeAlias = dict[str, NDArray[Any] | Linear]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,9 @@ def prepare(
 ) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    With an observer, packs hold scales for KV in 8 bits, and if `weighed` floats become 4 bits weighed by what it sees
-    (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
-    damaged checkpoint, a format that does not suit it, or too little disk room. Whatever happens, only whole packs remain, and the next
-    call goes on with those: one that was killed loses the part at hand.
+    With an observer (`calibration.py`), packs hold scales for KV in 8 bits, and if `weighed`, floats become 4 bits weighed by what it sees.
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room. Whatever
+    happens, only whole packs remain, and the next call goes on with those: one that was killed loses the part at hand.
     """
     weighed = weighed and observer is not None and fmt.bits == 4 and not source.quantised
     name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if weighed else ''}{'-kv' if observer else ''}"
@@ -102,9 +100,8 @@ def prepare(
     packs_directory.mkdir(parents=True, exist_ok=True)
     log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)
-    packed = _Conversion(source, fmt, packs_directory, log, state, observer, weighed).run(
-        progress or (lambda done, total: None)
-    )
+    conversion = _Conversion(source, fmt, packs_directory, log, state, observer, weighed)
+    packed = conversion.run(progress or (lambda done, total: None))
     whole = packs_directory / f"{name}.partial"
     whole.write_text(json.dumps(packed.to_json()))
     whole.replace(path)
@@ -140,9 +137,6 @@ class _Conversion:
     state: HiddenState
     observer: Observer | None
     weighed: bool
-    own: dict[int, Tensors] = field(
-        default_factory=dict
-    )  # the tensors of the block at hand, which are observed and then written
 
     def run(self, progress: Progress) -> PackedModel:
         config = self.source.config
@@ -170,27 +164,21 @@ class _Conversion:
         config = self.source.config
         table = Embedding(open_pack(self.directory / embedding.filename), config.embedding_scale)
         start = table.rows(random_tokens(config.vocab_size))
-
         return Calibration(self.observer, start, self._reference, self.state, self.directory)
 
     def _reference(self, block: int) -> Tensors:
-        if self.weighed:
-            return block_tensors(self.source, block, WeightFormat(8, self.fmt.block))
-        if block not in self.own:
-            self.own.clear()
-            self.own[block] = block_tensors(self.source, block, self.fmt)
-        return self.own[block]
+        return block_tensors(self.source, block, WeightFormat(8, self.fmt.block) if self.weighed else self.fmt)
 
     def _write_block(self, index: int, calibration: Calibration | None) -> PackRef:
         if calibration is None:
             return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt))
-        seen = calibration.seen(index)
         if self.weighed:
+            seen = calibration.seen(index)
             tensors = block_tensors(self.source, index, self.fmt, seen.squares)
         else:
             tensors = self._reference(index)
-            self.own.clear()
-        return write_pack(self.directory, PackKind.BLOCK, tensors | seen.kv.tensors())
+            seen = calibration.seen(index, tensors)
+        return write_pack(self.directory, PackKind.BLOCK, {**tensors, **seen.kv.tensors()})
 
     def _write_head(self, calibration: Calibration | None) -> PackRef:
         config, norm, squares = self.source.config, self.source.norm(self.source.final_norm), None
@@ -227,7 +215,9 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: ND
     return tuple(as_asked(part) for part in source.linear(name))
 
 
-def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None) -> Tensors:
+def block_tensors(
+    source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
+) -> dict[str, NDArray[Any] | Linear]:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names, squares = source.block_tensors(block), squares or {}
 
@@ -239,7 +229,7 @@ def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: 
         seen = squares.get(part.name)
         return fuse([rows for role in part.roles if role in names for rows in linear_parts(source, names[role], fmt, seen)])
 
-    tensors: Tensors = {}
+    tensors: dict[str, NDArray[Any] | Linear] = {}
     for placed in block_layout(source.config, block):
         match placed.part.stored:
             case Stored.NORM | Stored.PLAIN:

@@ -122,12 +122,9 @@ async def test_promises_count_kv_in_its_own_type(bench: Bench, kept: KvType) -> 
     bench.loader.gate.set()
     stage = await bench.stages.load(bench.of("s", epoch=SPEC.target.epoch))
     stage.compute(frame())  # 5 of the 2 x 32 tokens
-    values = 2 * 59 * SPEC.config.n_kv_heads * SPEC.config.head_dim
-    expanded = (
-        2 * 2 * 4 * 64 * SPEC.config.n_kv_heads * SPEC.config.head_dim
-    )  # by a step: keys and values in fp32, before and after the kernel
-    # Accelerators take all of KV when they load.
-    wanted = {KvType.FP32: 4 * values, KvType.INT8: values + expanded, KvType.HALF: 0}
+    values = 2 * SPEC.config.n_kv_heads * SPEC.config.head_dim  # of a token: a key and a value
+    # A step expands 64 tokens to fp32, into the kernel and out of it. Accelerators take all of KV when they load.
+    wanted = {KvType.FP32: 59 * 4 * values, KvType.INT8: 59 * values + 64 * 2 * 4 * values, KvType.HALF: 0}
     assert bench.stages.promised_bytes == wanted[kept]
 
 
