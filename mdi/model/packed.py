@@ -215,9 +215,7 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: ND
     return tuple(as_asked(part) for part in source.linear(name))
 
 
-def block_tensors(
-    source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
-) -> dict[str, NDArray[Any] | Linear]:
+def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None) -> Tensors:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names, squares = source.block_tensors(block), squares or {}
 
