@@ -52,6 +52,11 @@ class KvScales:
         return {KEY_SCALES: self.keys.reshape(-1), VALUE_SCALES: self.values.reshape(-1)}
 
 
+def scale_bytes(n_kv_heads: int, head_dim: int) -> int:
+    """Of both kinds of scales in a block's pack."""
+    return 2 * 4 * n_kv_heads * head_dim
+
+
 def kv_scales(keys: NDArray[np.float32], values: NDArray[np.float32], rotated: int) -> KvScales:
     """Scales for keys as they are kept, and values, each [n_kv_heads, T, head_dim].
 

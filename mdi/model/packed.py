@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mdi.errors import ModelError, UserError
 from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, Tensors, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
+from mdi.model.kv import scale_bytes
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse, take_turns
 from mdi.model.linear import Part as LinearRows
@@ -287,10 +288,12 @@ def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
-    """Bytes of the largest block and of the head in a format, to within the file headers."""
+    """Bytes of the largest block, with its scales for KV, and of the head in a format, to within the file headers."""
     kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
     block = max(sum(placed.n_bytes(fmt) for placed in block_layout(config, block)) for block in kinds.values())
-    return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
+    return block + scale_bytes(config.n_kv_heads, config.head_dim), fmt.linear_bytes(
+        config.vocab_size, config.d_model
+    ) + 4 * config.d_model
 
 
 def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
@@ -310,6 +313,7 @@ def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
         return sum(matrix(names[role], *shapes[role]) for role in placed.part.roles if role in names)
 
     largest = max(sum(one(block, placed) for placed in block_layout(config, block)) for block in range(config.n_blocks))
+    largest += scale_bytes(config.n_kv_heads, config.head_dim)
     return largest, matrix(source.head, config.vocab_size, config.d_model) + 4 * config.d_model
 
 
