@@ -47,7 +47,8 @@ def test_fewer_bits_cost_more_on_the_demo_model() -> None:
     assert 0 < int8["kl"] < 0.1 * plain["kl"]
     assert plain["kl"] < 0.02  # measured: 0.004
     assert weighed["kl"] < 0.02
-    assert weighed["pack_bytes"] == plain["pack_bytes"] < int8["pack_bytes"] < none["pack_bytes"]
+    assert plain["pack_bytes"] < weighed["pack_bytes"] < 1.01 * plain["pack_bytes"]  # by the scales of KV, as it was observed
+    assert weighed["pack_bytes"] < int8["pack_bytes"] < none["pack_bytes"]
 
 
 def test_eight_bits_of_kv_cost_less_than_a_percent_on_the_demo_model() -> None:
