@@ -68,10 +68,9 @@ class Loaded:
 
     def __init__(self, model: Model, quant: Quant, block: int, directory: Path, shape: StageShape) -> None:
         start = time.perf_counter()
-        observed = quant.weighed or shape.kv_type is KvType.INT8
-        observer = BlockObserver(model.config, shape.threads) if observed else None
-        fmt = model.weight_format(quant, block)
-        packed = prepare(model.weights(quant), fmt, directory, observer=observer, weighed=quant.weighed)
+        weights, fmt = model.weights(quant), model.weight_format(quant, block)
+        observer, scales = BlockObserver(model.config, shape.threads), shape.kv_type is KvType.INT8
+        packed = prepare(weights, fmt, directory, observer=observer, weighed=quant.weighed, kv_scales=scales)
         self.convert_s = time.perf_counter() - start
         self.pack_bytes = sum(ref.n_bytes for ref in (*packed.blocks, packed.head))
         self._engine = OnnxEngine(packed.config, open_packs(packed, directory, 0, packed.config.n_blocks), shape, 0)

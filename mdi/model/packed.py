@@ -85,14 +85,19 @@ def prepare(
     observer: Observer | None = None,
     *,
     weighed: bool = True,
+    kv_scales: bool = True,
 ) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
     With an observer (`calibration.py`), packs hold scales for KV in 8 bits, and if `weighed`, floats become 4 bits weighed by what it sees.
+    It is not used where no weights are to be weighed and no `kv_scales` are wanted.
+
     Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room. Whatever
     happens, only whole packs remain, and the next call goes on with those: one that was killed loses the part at hand.
     """
     weighed = weighed and observer is not None and fmt.bits == 4 and not source.quantised
+    if not (weighed or kv_scales):
+        observer = None
     name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if weighed else ''}{'-kv' if observer else ''}"
     path = packs_directory / f"{name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:

@@ -156,8 +156,7 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
     threads = options.threads or DeviceInfo.of_this_device().usable_cores
-    observed = options.quant.weighed or workload.kv_type is KvType.INT8
-    observer = BlockObserver(model.config, threads) if observed else None
+    observer = BlockObserver(model.config, threads)
 
     def on_part(done: int, total: int) -> None:
         if stopped.is_set():
@@ -167,7 +166,13 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
     try:
         return await asyncio.to_thread(
             lambda: prepare(
-                model.weights(options.quant), workload.fmt, home.packs_path, on_part, observer, weighed=options.quant.weighed
+                model.weights(options.quant),
+                workload.fmt,
+                home.packs_path,
+                on_part,
+                observer,
+                weighed=options.quant.weighed,
+                kv_scales=workload.kv_type is KvType.INT8,
             )
         )
     finally:

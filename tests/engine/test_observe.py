@@ -162,6 +162,17 @@ def test_plain_and_weighed_packs_are_remembered_apart(checkpoint: Path, whole: t
     assert prepare(Checkpoint.open(checkpoint), INT4, directory, observer=with_none) == packed
 
 
+def test_nothing_is_observed_that_nobody_reads(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
+    recorder = Recorder(observer)
+    source, int8 = Checkpoint.open(checkpoint), WeightFormat(8, 32)
+    packed = prepare(source, int8, tmp_path, observer=recorder, kv_scales=False)
+    prepare(source, INT4, tmp_path, observer=recorder, weighed=False, kv_scales=False)
+    assert recorder.blocks == []
+    assert packed == prepare(source, int8, tmp_path)
+    prepare(source, INT4, tmp_path, observer=recorder, kv_scales=False)
+    assert recorder.blocks == [0, 1, 2]
+
+
 def test_eight_bits_are_observed_for_kv_alone(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
     recorder = Recorder(observer)
     fmt = WeightFormat(8, 32)
