@@ -1,8 +1,9 @@
-"""What rounding the weights costs: perplexity of a model in every precision, beside fp32, through the real engine.
+"""What rounding weights, and keys and values, costs: perplexity of a model in every precision, beside fp32, through the real engine.
 
     python -m tools.perplexity                                     # the demo model over its held-out dialogues
     python -m tools.perplexity ~/models/SmolLM2-135M               # over text that the fp32 model speaks itself
     python -m tools.perplexity MODEL --text FILE --quant int4 --block 32 64 128 --json
+    python -m tools.perplexity --quant none int4 --kv-type fp32 int8
 
 KL is the mean of sum(p log(p / q)) over tokens, p of fp32: it is the logarithm of the perplexities' ratio without the chance of the text.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from mdi.engine.observe import BlockObserver
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.errors import MdiError
+from mdi.model.kv import KvType
 from mdi.model.packed import Embedding, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.quantise import DEFAULT_BLOCK, Quant
@@ -34,6 +37,7 @@ from mdi.wire.frame import Row
 from tools.perplexity_text import Text, dialogues, own_words, pieces
 
 CHUNK_TOKENS = 256
+Choice: TypeAlias = tuple[Quant, int, KvType]  # the block size means nothing to Quant.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,12 @@ class Result:
     def line(self, fp32: Result) -> str:
         change = self.perplexity / fp32.perplexity - 1
         return (
-            f"{self.name:22}{self.perplexity:12.4f}{change:+9.2%}{self.kl:10.5f}{self.same_top:10.2%}"
+            f"{self.name:26}{self.perplexity:12.4f}{change:+9.2%}{self.kl:10.5f}{self.same_top:10.2%}"
             f"{self.pack_bytes / 2**20:10.1f}{self.convert_s:8.1f}{self.read_bytes_per_s / 1e9:8.2f}"
         )
 
 
-HEADER = f"{'':22}{'perplexity':>12}{'change':>9}{'KL':>10}{'same top':>10}{'MiB':>10}{'conv. s':>8}{'GB/s':>8}"
+HEADER = f"{'':26}{'perplexity':>12}{'change':>9}{'KL':>10}{'same top':>10}{'MiB':>10}{'conv. s':>8}{'GB/s':>8}"
 
 
 class Loaded:
@@ -64,8 +68,9 @@ class Loaded:
 
     def __init__(self, model: Model, quant: Quant, block: int, directory: Path, shape: StageShape) -> None:
         start = time.perf_counter()
-        observer = BlockObserver(model.config, shape.threads) if quant.weighed else None
-        packed = prepare(model.weights(quant), model.weight_format(quant, block), directory, observer=observer)
+        weights, fmt = model.weights(quant), model.weight_format(quant, block)
+        observer, scales = BlockObserver(model.config, shape.threads), shape.kv_type is KvType.INT8
+        packed = prepare(weights, fmt, directory, observer=observer, weighed=quant.weighed, kv_scales=scales)
         self.convert_s = time.perf_counter() - start
         self.pack_bytes = sum(ref.n_bytes for ref in (*packed.blocks, packed.head))
         self._engine = OnnxEngine(packed.config, open_packs(packed, directory, 0, packed.config.n_blocks), shape, 0)
@@ -121,20 +126,19 @@ class Reference:
         return Result(name, float(np.exp(nats / n)), kl / n, same / n, loaded.pack_bytes, loaded.convert_s, speed)
 
 
-def measure(
-    model: Model, text: Text, choices: Sequence[tuple[Quant, int]], threads: int, show: Callable[[Result], None]
-) -> list[Result]:
-    """fp32 and every choice of quant and block size in turn; each is shown as soon as it is known. Only one is in memory at a time."""
-    shape = StageShape(1, max(len(ids) for ids in text.sequences), threads)
+def measure(model: Model, text: Text, choices: Sequence[Choice], threads: int, show: Callable[[Result], None]) -> list[Result]:
+    """fp32 and every choice in turn; each is shown as soon as it is known. Only one is in memory at a time."""
+    ctx = max(len(ids) for ids in text.sequences)
     files = [model.source.gguf] if model.source.gguf else list(model.source.directory.glob("*.safetensors"))
     source_bytes = sum(path.stat().st_size for path in files)
     results = []
     with tempfile.TemporaryDirectory(prefix="mdi-perplexity-") as name:
         directory = Path(name)
         reference = Reference(text, model.config.vocab_size, directory)
-        for quant, block in [(Quant.NONE, DEFAULT_BLOCK), *choices]:
-            label = f"{quant} block {block}" if results else str(quant)
-            loaded = Loaded(model, quant, block, directory / label, shape)
+        for quant, block, kv_type in [(Quant.NONE, DEFAULT_BLOCK, KvType.FP32), *choices]:
+            label = str(quant) if quant is Quant.NONE else f"{quant} block {block}"
+            label += "" if kv_type is KvType.FP32 else f" kv {kv_type}"
+            loaded = Loaded(model, quant, block, directory / label, StageShape(1, ctx, threads, kv_type))
             if not results:
                 reference.keep(loaded)
             results.append(reference.measure(label, loaded, source_bytes))
@@ -162,6 +166,7 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", nargs="?", default="demo", help="a built-in model, or the directory of a checkpoint")
     parser.add_argument("--quant", type=Quant, nargs="+", default=[Quant.INT8, Quant.INT4_PLAIN, Quant.INT4])
+    parser.add_argument("--kv-type", type=KvType, choices=[KvType.FP32, KvType.INT8], nargs="+", default=[KvType.FP32])
     parser.add_argument("--block", type=int, nargs="+", default=[DEFAULT_BLOCK])
     parser.add_argument(
         "--text", type=Path, help="a file of text, in place of what the model is known to speak, or speaks itself"
@@ -174,7 +179,13 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
     try:
         model = Model(resolve(args.model))
         text = text_for(model, args)
-        choices = [(quant, block) for quant in args.quant for block in args.block]
+        choices = [
+            (quant, block, kv_type)
+            for quant in args.quant
+            for block in (args.block if quant is not Quant.NONE else [DEFAULT_BLOCK])
+            for kv_type in args.kv_type
+            if (quant, kv_type) != (Quant.NONE, KvType.FP32)  # which all others are measured with
+        ]
         if not args.json:
             show(f"{args.model}: {text.n_scored} tokens of {text.origin}\n{HEADER}")
         shown: list[Result] = []

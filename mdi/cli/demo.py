@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from mdi.cli import options as given
 from mdi.cli.loop import run_async
 from mdi.cli.progress import shown
 from mdi.cli.terminal import note, on_terminal, say
 
 if TYPE_CHECKING:
     from mdi.cli.daemons import Daemon
+    from mdi.model.kv import KvType
     from mdi.pipeline.starter import Starter
 
 NODES = ("desk", "kitchen", "attic")
@@ -47,12 +49,15 @@ def demo(
     no_input: Annotated[
         bool, typer.Option("--no-input", help="End after the questions; exit code 0 if all went well, else 1.")
     ] = False,
+    kv_type: given.KvType = "auto",
 ) -> None:
     """See it work: three nodes on this machine share the built-in model."""
-    raise typer.Exit(run_async(_demo(chat=not no_input and on_terminal())))
+    from mdi.cli.starting import parse_kv_type
+
+    raise typer.Exit(run_async(_demo(parse_kv_type(kv_type), chat=not no_input and on_terminal())))
 
 
-async def _demo(*, chat: bool) -> int:
+async def _demo(kv_type: KvType | None, *, chat: bool) -> int:
     from mdi.cli.conversation import Conversation, Wishes
     from mdi.cli.daemons import cluster
     from mdi.cli.inputs import open_inputs
@@ -68,7 +73,9 @@ async def _demo(*, chat: bool) -> int:
             daemons = await stack.enter_async_context(cluster(Path(directory), NODES))
             peers = await _meet(daemons)
             # One device alone would be fastest for so small a model; this plan keeps all three busy.
-            options = StarterOptions(objective=Objective.THROUGHPUT, min_nodes=len(NODES), peers=peers, discovery=not peers)
+            options = StarterOptions(
+                kv_type=kv_type, objective=Objective.THROUGHPUT, min_nodes=len(NODES), peers=peers, discovery=not peers
+            )
             with shown() as on_progress:
                 starter = await stack.enter_async_context(open_starter(options, daemons[0].home, on_progress))
             say("\nThe model is split over all of them:\n")

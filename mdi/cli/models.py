@@ -27,16 +27,18 @@ def inspect(
     as_json: given.Json = False,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     ctx: given.Ctx = None,
     offline: given.Offline = False,
 ) -> None:
     """Show a model's family, shape and formats, what it takes in memory, and which devices would hold it."""
+    from mdi.cli.starting import parse_kv_type
     from mdi.model.quantise import Quant
     from mdi.model.source import resolve
     from mdi.pipeline import inspection, problem
 
     with looked_at(model, offline=offline) as path:
-        found = inspection.inspect(resolve(path), Quant(quant), block, ctx)
+        found = inspection.inspect(resolve(path), Quant(quant), block, ctx, parse_kv_type(kv_type))
     for notice in problem.ctx_notices(ctx, found.config):
         note(notice)
     say(json.dumps(found.to_json()) if as_json else inspection_text(found))
@@ -61,8 +63,8 @@ def inspection_text(found: Inspection) -> str:
     needs = [
         f"In memory as --quant {found.quant}: {binary_bytes(found.total_bytes)}, a block {binary_bytes(found.block_bytes)}, "
         f"the head {binary_bytes(found.head_bytes)}.",
-        f"KV: {binary_bytes(found.kv_bytes_per_token)} per token, {binary_bytes(found.ctx * found.kv_bytes_per_token)} "
-        f"for {found.ctx} tokens.",
+        f"KV as --kv-type {found.kv_type}: {binary_bytes(found.kv_bytes_per_token)} per token, "
+        f"{binary_bytes(found.ctx * found.kv_bytes_per_token)} for {found.ctx} tokens.",
     ]
     devices = table(("device", "holds"), [(binary_bytes(fit.memory_bytes), holds(fit, config.n_blocks)) for fit in found.fits])
     stored = table(("stored as", "tensors", "bytes", "bits each"), formats)

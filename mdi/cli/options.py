@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PIN = re.compile(r"(.+)=([0-9]{1,6})(?:-([0-9]{1,6}))?", re.ASCII)
 
 QuantName = Literal["auto", "none", "int8", "int4", "int4-plain"]
+KvTypeName = Literal["auto", "fp32", "int8"]
 ObjectiveName = Literal["latency", "throughput", "mixed"]
 
 
@@ -45,6 +46,10 @@ Quant = Annotated[
 Block = Annotated[
     int | None,
     typer.Option(metavar="N", help="Weights that share a scale.  [default: 256 for models of 1 B and more, else 128]"),
+]
+KvType = Annotated[
+    KvTypeName,
+    typer.Option(help="How CPUs keep keys and values: auto is int8, but fp32 with --quant none. GPUs keep 16 bits."),
 ]
 Ctx = Annotated[
     int | None, typer.Option(metavar="N", help="Longest conversation in tokens.  [default: at most 4096 of the model's own]")

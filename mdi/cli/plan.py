@@ -37,6 +37,7 @@ def plan(
     min_nodes: given.MinNodes = 1,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     ctx: given.Ctx = None,
     peer: given.Peer = None,
     no_discovery: given.NoDiscovery = False,
@@ -72,7 +73,7 @@ def plan(
     if not nodes:
         model = here(model, offline=offline, silent=as_json, weights=False)
     options = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, busy_share=busy_share,
+        model=model, quant=quant, block=block, kv_type=kv_type, ctx=ctx, objective=objective, busy_share=busy_share,
         min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip

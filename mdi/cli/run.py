@@ -61,6 +61,7 @@ def run(
     ctx: given.Ctx = None,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     objective: given.Objective = "latency",
     busy_share: given.BusyShare = 0.5,
     split: given.Split = None,
@@ -87,7 +88,7 @@ def run(
     from mdi.engine.sampling import SamplingParams
 
     starting = starter_options(
-        model=model, quant=quant, block=block, ctx=ctx, objective=objective, busy_share=busy_share,
+        model=model, quant=quant, block=block, kv_type=kv_type, ctx=ctx, objective=objective, busy_share=busy_share,
         min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip

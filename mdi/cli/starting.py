@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdi.cli.options import ObjectiveName, QuantName, parse_memory, parse_split, parse_wait, parse_wishes
+from mdi.cli.options import KvTypeName, ObjectiveName, QuantName, parse_memory, parse_split, parse_wait, parse_wishes
+from mdi.model.kv import KvType
 from mdi.model.quantise import Quant
 from mdi.pipeline.api import StarterOptions
 from mdi.plan.plan import Objective
@@ -15,6 +16,7 @@ def starter_options(
     model: str,
     quant: QuantName,
     block: int | None,
+    kv_type: KvTypeName,
     ctx: int | None,
     objective: ObjectiveName,
     min_nodes: int,
@@ -36,6 +38,7 @@ def starter_options(
         model=model,
         quant=Quant(quant),
         block=block,
+        kv_type=parse_kv_type(kv_type),
         ctx=ctx,
         objective=Objective(objective),
         min_nodes=min_nodes,
@@ -50,3 +53,8 @@ def starter_options(
         max_memory_bytes=parse_memory(max_memory),
         refresh_profiles=refresh,
     )
+
+
+def parse_kv_type(name: KvTypeName) -> KvType | None:
+    """None leaves it to the pipeline."""
+    return None if name == "auto" else KvType(name)

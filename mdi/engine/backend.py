@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mdi.engine.protocol import Engine, Head, StageShape
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import Pack
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class Backend:
         import torch
 
         return torch.device("cpu" if self.device == TORCH_CPU else self.device)
+
+    def kv_type(self, wanted: KvType) -> KvType:
+        """How its engines keep KV when `wanted` is asked for: torch as it computes."""
+        if self.runtime is None:
+            return wanted
+        return KvType.FP32 if self.device == TORCH_CPU else KvType.HALF
 
     def make_engine(self, config: ModelConfig, packs: Sequence[Pack], shape: StageShape, start: int) -> Engine:
         """Loads consecutive blocks of the model, from block `start` on.

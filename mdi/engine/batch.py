@@ -38,6 +38,12 @@ class Layout:
     last_position: NDArray[np.int32]  # [B]
     total: NDArray[np.int32]  # []: longest KV after the step
 
+    @property
+    def reach(self) -> int:
+        """How many tokens of KV attention touches with its padding: every row is padded to the longest."""
+        starts = self.last_position - self.query_lengths + 1
+        return int(starts.max()) + int(self.pad.shape[1])
+
     @classmethod
     def of(cls, spans: Sequence[Span]) -> Layout:
         slots = [span.slot for span in spans]

@@ -116,6 +116,15 @@ class GraphBuilder:
             self.node("ReduceSum", [blocks, self.constant(f"{name}.axes", np.array([-1], np.int64))], [name], keepdims=0)
         return name
 
+    def branch(self, name: str) -> GraphBuilder:
+        """For a branch of an If, which sees all names of this graph; its own must differ from them, and its constants belong here."""
+        return GraphBuilder(name)
+
+    def graph(self, outputs: Sequence[str]) -> onnx.GraphProto:
+        """Of a branch; the types of its outputs follow from its nodes."""
+        infos = [onnx.ValueInfoProto(name=name) for name in outputs]
+        return helper.make_graph(self._nodes, self._name, [], infos, self._initializers)
+
     def model(self) -> bytes:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(CONTRIB, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from mdi.engine.batch import Layout, Span
 from mdi.engine.graph import head_graph
 from mdi.engine.huge_pages import use_huge_pages
+from mdi.engine.kv_plan import KvPlan
 from mdi.engine.protocol import StageShape
 from mdi.engine.stage_graph import stage_graph
 from mdi.errors import InternalError, ModelError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import Pack
 
 CPU = "cpu"
@@ -45,16 +48,16 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
         raise ModelError(f"onnxruntime cannot load the weights: {error}") from error
 
 
-def untouched(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8] = np.float32) -> NDArray[Any]:
     """Zeros that take memory page by page as they are written.
 
     In huge pages the first tokens of each head would take 2 MiB of their own: three times the memory of a short conversation.
     """
-    memory = mmap.mmap(-1, 4 * math.prod(shape))
+    memory = mmap.mmap(-1, np.dtype(dtype).itemsize * math.prod(shape))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32).reshape(shape)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class OnnxEngine:
@@ -66,11 +69,15 @@ class OnnxEngine:
         self._config = config
         self._shape = shape
         self._n_blocks = len(packs)
-        self._session = open_session(stage_graph(config, packs, shape.ctx, first_block), packs[0].path.parent, shape.threads)
+        if shape.kv_type is KvType.HALF:
+            raise InternalError("onnxruntime's engine has KV in fp32 or int8")
+        self._plan = KvPlan.of(config, shape.ctx) if shape.kv_type is KvType.INT8 else None
+        graph = stage_graph(config, packs, shape.ctx, first_block, kv_type=shape.kv_type)
+        self._session = open_session(graph, packs[0].path.parent, shape.threads)
         self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
         use_huge_pages(self.weight_bytes)
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
-        self._kv = untouched(kv_shape)
+        self._kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
         self.kv_bytes = self._kv.nbytes
 
@@ -78,6 +85,11 @@ class OnnxEngine:
         layout = Layout.of(spans)
         if int(layout.total) > self._shape.ctx or layout.first_slot + len(layout.query_lengths) > self._shape.n_slots:
             raise InternalError(f"step outside the stage's {self._shape.n_slots} slots of {self._shape.ctx} tokens")
+        if len(spans) > 1 and layout.reach > self._shape.ctx:
+            # The kernel wants room in KV for padding too, which a slot that is nearly full has not: each by itself needs none.
+            bounds = np.cumsum([0, *(span.count for span in spans)])
+            parts = itertools.pairwise(bounds)
+            return np.concatenate([self.forward([s], hidden[i:j]) for s, (i, j) in zip(spans, parts, strict=True)])
         out = np.empty(hidden.shape, np.float32)
         binding = self._binding(layout.first_slot, len(layout.query_lengths))
         inputs: dict[str, NDArray[Any]] = {
@@ -88,6 +100,8 @@ class OnnxEngine:
             "last_position": layout.last_position,
             "total": layout.total,
         }
+        if self._plan is not None:
+            inputs |= self._plan.inputs(layout)
         for name, array in inputs.items():
             binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output("hidden_out", CPU, 0, np.float32, out.shape, out.ctypes.data)
@@ -102,8 +116,8 @@ class OnnxEngine:
         for i in range(self._n_blocks):
             for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
                 view = plane[first_slot : first_slot + n_rows]
-                binding.bind_input(f"past_{kind}.{i}", CPU, 0, np.float32, view.shape, view.ctypes.data)
-                binding.bind_output(f"present_{kind}.{i}", CPU, 0, np.float32, view.shape, view.ctypes.data)
+                binding.bind_input(f"past_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
+                binding.bind_output(f"present_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
         self._bindings[first_slot, n_rows] = binding
         return binding
 

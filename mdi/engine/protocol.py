@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.engine.batch import Span
+from mdi.engine.kv_plan import KvPlan
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 
 MAX_THREADS = 1024  # more than any device has cores; each takes memory and time to start
 
@@ -31,13 +33,15 @@ class StageShape:
     n_slots: int
     ctx: int
     threads: int
+    kv_type: KvType = KvType.FP32
 
     def kv_bytes(self, config: ModelConfig, n_blocks: int) -> int:
         """Bytes of KV when every slot is full. Memory is taken as it is written."""
-        return 2 * n_blocks * self.n_slots * config.n_kv_heads * self.ctx * config.head_dim * KV_VALUE_BYTES
+        return 2 * n_blocks * self.n_slots * config.n_kv_heads * self.ctx * config.head_dim * self.kv_type.value_bytes
 
-
-KV_VALUE_BYTES = 4  # fp32: attention reads it without conversion
+    def step_bytes(self, config: ModelConfig) -> int:
+        """Bytes that one block's attention takes beside KV while a step runs: of KV in 8 bits, what is expanded at most."""
+        return KvPlan.of(config, self.ctx).most_bytes(self.n_slots) if self.kv_type is KvType.INT8 else 0
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ Inputs (T tokens in all, B rows of at most S tokens):
     pad int64 [B, S], unpad int64 [T]              see `batch.py`
     query_lengths int32 [B], last_position int32 [B]  new tokens, and tokens in KV after the step minus one
     total int32 []                                 the longest KV after the step
-    past_key.i, past_value.i [B, n_kv_heads, ctx, head_dim]
+    past_key.i, past_value.i [B, n_kv_heads, ctx, head_dim]  fp32, or int8 with the further inputs of `kv_graph.declare`
 Outputs: hidden_out [T, d_model]; present_key.i / present_value.i, bound to the same memory as the past.
 """
 
@@ -20,9 +20,12 @@ from onnx import TensorProto
 
 from mdi.engine.experts_graph import experts
 from mdi.engine.graph import CONTRIB, GraphBuilder
+from mdi.engine.kv_graph import QuantisedAttention, declare
+from mdi.engine.kv_plan import KvPlan
 from mdi.errors import ModelError
 from mdi.model.config import ModelConfig
 from mdi.model.families import Activation
+from mdi.model.kv import KvType
 from mdi.model.layout import block_layout
 from mdi.model.packs import Pack, PackKind
 from mdi.model.rope import Rope
@@ -31,7 +34,15 @@ SQUARES = "squares."
 ROTATED_MULTIPLE = 16  # GroupQueryAttention refuses others: it rotates vectors of 8 pairs
 
 
-def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_block: int, *, observed: bool = False) -> bytes:
+def stage_graph(
+    config: ModelConfig,
+    packs: Sequence[Pack],
+    ctx: int,
+    first_block: int,
+    *,
+    kv_type: KvType = KvType.FP32,
+    observed: bool = False,
+) -> bytes:
     """`packs` are the model's blocks from `first_block` on. Raises ModelError when one is not a block of this model.
 
     `observed`, of one block: further outputs SQUARES + name [K] are the sums over tokens of the squares that a linear layer reads.
@@ -45,7 +56,11 @@ def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_bloc
     g.input("query_lengths", TensorProto.INT32, ["B"])
     g.input("last_position", TensorProto.INT32, ["B"])
     g.input("total", TensorProto.INT32, [])
-    shared = Shared(g, config, ctx)
+    shared = Shared(g, config, ctx, kv_type)
+    kv_dtype = TensorProto.FLOAT
+    if shared.quantised:
+        declare(g)
+        kv_dtype = TensorProto.INT8
     # Inside a stage a norm adds and squares in one kernel, and another kernel's last bit differs: int8 activations round it to another
     # token. So every stage but the model's first begins as if it went on, adding nothing, and a split changes no bit.
     skip = g.node("Sub", [x, x], ["nothing"]) if first_block else None
@@ -53,8 +68,8 @@ def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_bloc
         if pack.kind is not PackKind.BLOCK:
             raise ModelError(f"pack {pack.path.name} is no transformer block")
         for kind in ("key", "value"):
-            g.input(f"past_{kind}.{i}", TensorProto.FLOAT, kv_shape)
-            g.output(f"present_{kind}.{i}", TensorProto.FLOAT, kv_shape)
+            g.input(f"past_{kind}.{i}", kv_dtype, kv_shape)
+            g.output(f"present_{kind}.{i}", kv_dtype, kv_shape)
         parts = frozenset(placed.part.name for placed in block_layout(config, first_block + i))
         block = Block(g, config, pack, shared, i, first_block + i, parts)
         x, skip = block.feed_forward(*block.attention(x, skip))
@@ -71,8 +86,10 @@ def stage_graph(config: ModelConfig, packs: Sequence[Pack], ctx: int, first_bloc
 class Shared:
     """Constants that blocks have in common, made when the first block asks for them."""
 
-    def __init__(self, g: GraphBuilder, config: ModelConfig, ctx: int) -> None:
+    def __init__(self, g: GraphBuilder, config: ModelConfig, ctx: int, kv_type: KvType) -> None:
         self.ctx = ctx
+        self.quantised = kv_type is KvType.INT8
+        self.plan = KvPlan.of(config, ctx)
         self._g = g
         self._head_dim = config.head_dim
         self._rotary: dict[Rope, tuple[str, str]] = {}
@@ -151,22 +168,27 @@ class Block:
     def _group_query_attention(self, padded: str) -> str:
         """Of packed queries, keys and values [B, S, ...]: [B, S, n_heads head_dim]."""
         config, rope, window = self.config, self.config.rope_of(self.number), self.config.window(self.number)
-        attributes: dict[str, Any] = {"do_rotary": 0 if rope is None else 1}
+        attributes: dict[str, Any] = {}
         if window is not None and window < self.shared.ctx:
             attributes["local_window_size"] = window
         if config.attention_scale is not None:
             attributes["scale"] = config.attention_scale
         if config.attention_softcap is not None:
             attributes["softcap"] = config.attention_softcap
-        tables = ("", "") if rope is None else self.shared.rotary(rope)
+        tables = None if rope is None else self.shared.rotary(rope)
+        if self.shared.quantised:
+            rotated = 0 if rope is None else rope.rotated(config.head_dim)
+            plan, i = self.shared.plan, self.i
+            return QuantisedAttention(self.g, config, self.pack, plan, i, padded, tables, rotated, attributes).node()
         past = (f"past_key.{self.i}", f"past_value.{self.i}")
         return self.g.node(
             "GroupQueryAttention",
-            [padded, "", "", *past, "last_position", "total", *tables, *[""] * 7, "query_lengths"],
+            [padded, "", "", *past, "last_position", "total", *(tables or ("", "")), *[""] * 7, "query_lengths"],
             [f"b{self.i}.attention", f"present_key.{self.i}", f"present_value.{self.i}"],
             domain=CONTRIB,
             num_heads=config.n_heads,
             kv_num_heads=config.n_kv_heads,
+            do_rotary=int(tables is not None),
             **attributes,
         )
 

@@ -1,7 +1,9 @@
-"""What a model's linear layers get to read, seen without data: a few random tokens pass through its blocks while these are converted.
+"""What a model's linear layers get to read, and how large its keys and values are, seen without data: a few random tokens pass through
+its blocks while these are converted.
 
 How large each input column is depends on the model far more than on the text: random tokens show it nearly as well as real text
-(docs/quantisation.md). Blocks compute here with 8 bits, so that each sees what it would see in the unrounded model.
+(docs/quantisation.md). Blocks whose 4 bits are weighed by it compute here with 8, so that each sees what it would see in the unrounded
+model; others compute as they are.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,26 +19,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError
+from mdi.model.kv import KvScales
 from mdi.model.linear import Linear
 from mdi.model.packs import Pack, PackKind, clear_stale, open_pack, write_pack
 
 N_TOKENS = 128  # 64 and 256 give the same perplexity within its noise
 SEED = 0
 SCRATCH_PREFIX = ".observed-"
+PLAIN_HINT = "try --quant int4-plain --kv-type fp32, which does not look at what it computes"
 
 Squares = Mapping[str, NDArray[np.float32]]
 """By the name of a linear layer in its pack: the mean square of every column of its input [K]."""
 
+Tensors = Mapping[str, NDArray[Any] | Linear]
+"""Of a block's pack."""
 
-Reference = Callable[[int], Mapping[str, NDArray[Any] | Linear]]
-"""The tensors of a block's pack, as near to the unrounded model as 8 bits are."""
+Reference = Callable[[int], Tensors]
+"""A block as it is to be observed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of one block: what comes out of it [T, d_model], what its linear layers read, and what its keys and values need."""
+
+    hidden: NDArray[np.float32]
+    squares: Squares
+    kv: KvScales
 
 
 class Observer(Protocol):
-    """Computes one block, and tells what its linear layers read."""
+    """Computes one block, and tells what it saw."""
 
-    def __call__(self, pack: Pack, block: int, hidden: NDArray[np.float32]) -> tuple[NDArray[np.float32], Squares]:
-        """Block number `block` of the model on one sequence [T, d_model] from position 0: [T, d_model], and the squares."""
+    def __call__(self, pack: Pack, block: int, hidden: NDArray[np.float32]) -> Seen:
+        """Block number `block` of the model on one sequence [T, d_model] from position 0."""
 
 
 def normed_squares(hidden: NDArray[np.float32], norm: NDArray[np.float32], eps: float) -> NDArray[np.float32]:
@@ -78,7 +94,7 @@ class HiddenState:
 
 
 class Calibration:
-    """Squares block after block. Blocks that were converted before are computed again only if their hidden states are lost."""
+    """What is seen, block after block. Blocks that were converted before are computed again only if their hidden states are lost."""
 
     def __init__(
         self, observer: Observer, start: NDArray[np.float32], reference: Reference, state: HiddenState, directory: Path
@@ -91,29 +107,32 @@ class Calibration:
         self._directory = directory
         self._next, self._hidden = state.load(start.shape) or (0, start)
 
-    def squares(self, block: int) -> Squares:
-        """Raises ModelError when the model computes values that are not finite: it would be rounded by them."""
+    def seen(self, block: int, tensors: Tensors | None = None) -> Seen:
+        """What a block does as `tensors`, or else as its reference.
+
+        Raises ModelError when the model computes values that are not finite: it would be rounded by them.
+        """
         self._state.save(block, self.before(block))
-        squares = self._observe()
-        for name, values in squares.items():
+        seen = self._observe(tensors or self._reference(block))
+        for name, values in (*seen.squares.items(), ("keys", seen.kv.keys), ("values", seen.kv.values)):
             if not np.isfinite(values).all():
-                raise ModelError(f"block {block} computes values that are not finite for {name}", hint="try --quant int4-plain")
-        return squares
+                raise ModelError(f"block {block} computes values that are not finite for {name}", hint=PLAIN_HINT)
+        return seen
 
     def before(self, block: int) -> NDArray[np.float32]:
         """Hidden states [T, d_model] before a block; after the last one for the number of blocks."""
         if self._next > block:
             self._next, self._hidden = 0, self._start
         while self._next < block:
-            self._observe()
+            self._observe(self._reference(self._next))
         return self._hidden
 
-    def _observe(self) -> Squares:
+    def _observe(self, tensors: Tensors) -> Seen:
         with _scratch(self._directory) as place:
-            ref = write_pack(place, PackKind.BLOCK, self._reference(self._next), durable=False)
-            self._hidden, squares = self._observer(open_pack(place / ref.filename), self._next, self._hidden)
-        self._next += 1
-        return squares
+            ref = write_pack(place, PackKind.BLOCK, tensors, durable=False)
+            seen = self._observer(open_pack(place / ref.filename), self._next, self._hidden)
+        self._next, self._hidden = self._next + 1, seen.hidden
+        return seen
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi.errors import ModelError, UserError
-from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, normed_squares, random_tokens
+from mdi.model.calibration import Calibration, HiddenState, Observer, Squares, Tensors, normed_squares, random_tokens
 from mdi.model.config import ModelConfig
+from mdi.model.kv import scale_bytes
 from mdi.model.layout import Part, PlacedPart, Stored, block_layout, check_format
 from mdi.model.linear import Linear, Quantised, dequantise, fuse, take_turns
 from mdi.model.linear import Part as LinearRows
@@ -82,16 +83,22 @@ def prepare(
     packs_directory: Path,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    *,
+    weighed: bool = True,
+    kv_scales: bool = True,
 ) -> PackedModel:
     """The model's packs: those made before if all are there, else made now.
 
-    With an observer, floats become 4 bits weighed by what it sees (`calibration.py`). Reads tensor by tensor. Raises ModelError for a
-    damaged checkpoint, a format that does not suit it, or too little disk room. Whatever happens, only whole packs remain, and the next
-    call goes on with those: one that was killed loses the part at hand.
+    With an observer (`calibration.py`), packs hold scales for KV in 8 bits, and if `weighed`, floats become 4 bits weighed by what it sees.
+    It is not used where no weights are to be weighed and no `kv_scales` are wanted.
+
+    Reads tensor by tensor. Raises ModelError for a damaged checkpoint, a format that does not suit it, or too little disk room. Whatever
+    happens, only whole packs remain, and the next call goes on with those: one that was killed loses the part at hand.
     """
-    if fmt.bits != 4 or source.quantised:
+    weighed = weighed and observer is not None and fmt.bits == 4 and not source.quantised
+    if not (weighed or kv_scales):
         observer = None
-    name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if observer else ''}"
+    name = f"{source.fingerprint()}-{fmt.name}{'-weighed' if weighed else ''}{'-kv' if observer else ''}"
     path = packs_directory / f"{name}.json"
     if (known := _read_manifest(path, packs_directory)) is not None:
         return known
@@ -99,7 +106,8 @@ def prepare(
     packs_directory.mkdir(parents=True, exist_ok=True)
     log, state = PartLog(packs_directory / f"{name}.parts"), HiddenState(packs_directory / f"{name}.hidden")
     _check_room(source, fmt, packs_directory, log.n_bytes)
-    packed = _Conversion(source, fmt, packs_directory, log, state, observer).run(progress or (lambda done, total: None))
+    conversion = _Conversion(source, fmt, packs_directory, log, state, observer, weighed)
+    packed = conversion.run(progress or (lambda done, total: None))
     whole = packs_directory / f"{name}.partial"
     whole.write_text(json.dumps(packed.to_json()))
     whole.replace(path)
@@ -134,6 +142,7 @@ class _Conversion:
     log: PartLog
     state: HiddenState
     observer: Observer | None
+    weighed: bool
 
     def run(self, progress: Progress) -> PackedModel:
         config = self.source.config
@@ -158,22 +167,28 @@ class _Conversion:
     def _calibration(self, embedding: PackRef) -> Calibration | None:
         if self.observer is None:
             return None
-        config, fmt = self.source.config, WeightFormat(8, self.fmt.block)
+        config = self.source.config
         table = Embedding(open_pack(self.directory / embedding.filename), config.embedding_scale)
         start = table.rows(random_tokens(config.vocab_size))
+        return Calibration(self.observer, start, self._reference, self.state, self.directory)
 
-        def reference(block: int) -> dict[str, NDArray[Any] | Linear]:
-            return block_tensors(self.source, block, fmt)
-
-        return Calibration(self.observer, start, reference, self.state, self.directory)
+    def _reference(self, block: int) -> Tensors:
+        return block_tensors(self.source, block, WeightFormat(8, self.fmt.block) if self.weighed else self.fmt)
 
     def _write_block(self, index: int, calibration: Calibration | None) -> PackRef:
-        squares = {} if calibration is None else calibration.squares(index)
-        return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt, squares))
+        if calibration is None:
+            return write_pack(self.directory, PackKind.BLOCK, block_tensors(self.source, index, self.fmt))
+        if self.weighed:
+            seen = calibration.seen(index)
+            tensors = block_tensors(self.source, index, self.fmt, seen.squares)
+        else:
+            tensors = self._reference(index)
+            seen = calibration.seen(index, tensors)
+        return write_pack(self.directory, PackKind.BLOCK, {**tensors, **seen.kv.tensors()})
 
     def _write_head(self, calibration: Calibration | None) -> PackRef:
         config, norm, squares = self.source.config, self.source.norm(self.source.final_norm), None
-        if calibration is not None:
+        if calibration is not None and self.weighed:
             squares = normed_squares(calibration.before(config.n_blocks), norm, config.norm_eps)
         matrix = fuse(linear_parts(self.source, self.source.head, self.fmt, squares))
         return write_pack(self.directory, PackKind.HEAD, {"norm": norm, "head": matrix})
@@ -206,9 +221,7 @@ def linear_parts(source: WeightSource, name: str, fmt: WeightFormat, squares: ND
     return tuple(as_asked(part) for part in source.linear(name))
 
 
-def block_tensors(
-    source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None
-) -> dict[str, NDArray[Any] | Linear]:
+def block_tensors(source: WeightSource, block: int, fmt: WeightFormat, squares: Squares | None = None) -> Tensors:
     """One block's pack, as `layout.py` has it. At most one part is in memory in fp32, and of experts one."""
     names, squares = source.block_tensors(block), squares or {}
 
@@ -280,10 +293,12 @@ def _stacked(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def packed_bytes(config: ModelConfig, fmt: WeightFormat) -> tuple[int, int]:
-    """Bytes of the largest block and of the head in a format, to within the file headers."""
+    """Bytes of the largest block, with its scales for KV, and of the head in a format, to within the file headers."""
     kinds = {block in config.sparse_blocks: block for block in range(config.n_blocks)}
     block = max(sum(placed.n_bytes(fmt) for placed in block_layout(config, block)) for block in kinds.values())
-    return block, fmt.linear_bytes(config.vocab_size, config.d_model) + 4 * config.d_model
+    return block + scale_bytes(config.n_kv_heads, config.head_dim), fmt.linear_bytes(
+        config.vocab_size, config.d_model
+    ) + 4 * config.d_model
 
 
 def decode_bytes(config: ModelConfig, fmt: WeightFormat) -> float:
@@ -322,6 +337,7 @@ def source_bytes(source: WeightSource, fmt: WeightFormat) -> tuple[int, int]:
         return sum(matrix(names[role], *shapes[role]) for role in placed.part.roles if role in names)
 
     largest = max(sum(one(block, placed) for placed in block_layout(config, block)) for block in range(config.n_blocks))
+    largest += scale_bytes(config.n_kv_heads, config.head_dim)
     return largest, matrix(source.head, config.vocab_size, config.d_model) + 4 * config.d_model
 
 

@@ -1,6 +1,7 @@
 """Packs: one block's weights in one safetensors file, named by its SHA-256.
 
-A *block* pack holds the linear layers `qkv`, `o`, `gate_up` and `down` and the two norms. An *embedding* pack holds `embedding` in the
+A *block* pack holds the linear layers `qkv`, `o`, `gate_up` and `down` and the two norms, and if it was observed the scales of KV in
+8 bits (`kv.py`). An *embedding* pack holds `embedding` in the
 checkpoint's own data type, or as a linear layer; a *head* pack holds `norm` and the linear layer `head`.
 
 The metadata describe every linear layer as a list of `LinearPart`s (see `linear.py`). A layer `L` of one part is `L.weight`,

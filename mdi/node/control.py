@@ -18,7 +18,7 @@ from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler
 from mdi.node.links import check_sizes, measure_link
 from mdi.node.measure import Measurer
-from mdi.node.messages import link_report, node_address, pack_list, pack_refs, stage_spec, weight_format
+from mdi.node.messages import kv_type, link_report, node_address, pack_list, pack_refs, stage_spec, weight_format
 from mdi.node.packs import PackStore
 from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
@@ -83,6 +83,7 @@ class ControlServicer(NodeServicer):
                 ctx=request.ctx,
                 chunk_tokens=request.chunk_tokens,
                 refresh=request.refresh,
+                kv_type=kv_type(request.kv_type),
             )
             device = await self._measurer.device(refresh=request.refresh)
         except MdiError as error:
@@ -133,7 +134,7 @@ class ControlServicer(NodeServicer):
         self, request: pb.LoadStageRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.LoadProgress]:
         try:
-            spec = stage_spec(request, caller_id(context), self._me.threads)
+            spec = stage_spec(request, caller_id(context), self._me.threads, self._me.backend)
             yield pb.LoadProgress(blocks_loaded=0, bytes=0)
             await self._stages.load(spec)
             yield pb.LoadProgress(blocks_loaded=len(spec.blocks), bytes=spec.memory_bytes)

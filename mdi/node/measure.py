@@ -13,6 +13,7 @@ from typing import TypeVar
 from mdi.engine.backend import Backend
 from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes, HeadTime
 from mdi.profile.cache import ProfileCache
@@ -38,11 +39,20 @@ class Measurer:
         return await self._measured(lambda: self._cache.device(self._threads, refresh=refresh))
 
     async def blocks(
-        self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, refresh: bool = False
+        self,
+        config: ModelConfig,
+        fmt: WeightFormat,
+        *,
+        ctx: int,
+        chunk_tokens: int,
+        kv_type: KvType,
+        refresh: bool = False,
     ) -> BlockTimes:
         """What a stage costs beside its blocks includes the way from the event loop to the engine thread and back."""
         times = await self._measured(
-            lambda: self._cache.blocks(config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh)
+            lambda: self._cache.blocks(
+                config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, kv_type=kv_type, refresh=refresh
+            )
         )
         extra_s = await self._hand_over()
         decode, prefill = (replace(t, overhead_s=t.overhead_s + extra_s) for t in (times.decode, times.prefill))

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 from mdi.cluster import peers
 from mdi.cluster.identity import is_node_id
+from mdi.engine.backend import Backend
 from mdi.engine.protocol import StageShape
 from mdi.errors import PeerError, UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
@@ -40,6 +42,15 @@ def weight_format(message: pb.WeightFormat) -> WeightFormat:
 
 def weight_format_message(fmt: WeightFormat) -> pb.WeightFormat:
     return pb.WeightFormat(bits=fmt.bits, block=fmt.block)
+
+
+def kv_type(name: str) -> KvType:
+    """What a starter asks for; one that knows no types of KV asks for fp32. Raises PeerError for a type that cannot be asked for."""
+    if name not in ("", KvType.FP32, KvType.INT8):
+        raise PeerError(
+            f"KV of the type {name[:40]!r} is not known here", hint="install the same version of MDI on all devices"
+        )
+    return KvType(name or KvType.FP32)
 
 
 def node_address(message: pb.PeerAddress) -> NodeAddress:
@@ -79,8 +90,8 @@ def reported_link(report: pb.LinkReport) -> Link:
     )
 
 
-def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int) -> StageSpec:
-    """Raises a typed error naming what is wrong with the request."""
+def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int, backend: Backend) -> StageSpec:
+    """As this node will hold it. Raises a typed error naming what is wrong with the request."""
     if request.start > request.stop:
         raise PeerError(f"blocks {request.start} to {request.stop} are no stage")
     return StageSpec(
@@ -91,7 +102,7 @@ def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int) -> S
         fmt=weight_format(request.format),
         blocks=BlockRange(request.start, request.stop),
         packs=pack_refs(request.packs),
-        shape=StageShape(request.n_slots, request.ctx, threads),
+        shape=StageShape(request.n_slots, request.ctx, threads, backend.kv_type(kv_type(request.kv_type))),
         max_tokens=request.max_tokens,
         next=node_address(request.next) if request.HasField("next") else None,
     )
@@ -111,5 +122,6 @@ def load_request(spec: StageSpec) -> pb.LoadStageRequest:
         n_slots=spec.shape.n_slots,
         ctx=spec.shape.ctx,
         max_tokens=spec.max_tokens,
+        kv_type=spec.shape.kv_type,
         next=None if spec.next is None else peer_address_message(spec.next),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mdi.engine.protocol import Engine, StageShape
 from mdi.errors import FrameError, PeerError, UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
@@ -53,7 +54,8 @@ class StageSpec:
     def memory_bytes(self) -> int:
         """What the loaded stage takes when all its slots are full."""
         weights = sum(pack.n_bytes for pack in self.packs)
-        return int(RESIDENT_FACTOR * weights) + self.shape.kv_bytes(self.config, len(self.blocks)) + STAGE_BYTES
+        kv_bytes = self.shape.kv_bytes(self.config, len(self.blocks))
+        return int(RESIDENT_FACTOR * weights) + kv_bytes + self.shape.step_bytes(self.config) + STAGE_BYTES
 
 
 class LoadedStage:
@@ -69,11 +71,17 @@ class LoadedStage:
         self._written_in_slot = [0] * spec.shape.n_slots  # the most tokens that a slot ever held: their memory stays taken
 
     @property
-    def unwritten_kv_bytes(self) -> int:
-        """Memory for KV that full slots would take, and these do not yet."""
-        shape = self.spec.shape
+    def promised_bytes(self) -> int:
+        """Memory that the stage takes when all its slots are full, and does not take yet.
+
+        What a step expands is always among it: how much of that the engine has kept from earlier steps is not known here.
+        """
+        shape, config = self.spec.shape, self.spec.config
+        if shape.kv_type is KvType.HALF:
+            return 0  # accelerators take all of KV when they load
         capacity = shape.n_slots * shape.ctx
-        return shape.kv_bytes(self.spec.config, len(self.spec.blocks)) * (capacity - sum(self._written_in_slot)) // capacity
+        unwritten = capacity - sum(self._written_in_slot)
+        return shape.kv_bytes(config, len(self.spec.blocks)) * unwritten // capacity + shape.step_bytes(config)
 
     def compute(self, data: bytes) -> bytes:
         """One step: the frame for the next stage, or on the last stage the rows that the starter wants.

@@ -68,8 +68,9 @@ class Stages:
 
     @property
     def promised_bytes(self) -> int:
-        """Of these, what will be missing in the system's available memory only later: stages that load, and KV not written yet."""
-        return sum(held.stage.unwritten_kv_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
+        """Of these, what will be missing in the system's available memory only later: stages that load, and what the loaded ones
+        have not taken yet."""
+        return sum(held.stage.promised_bytes for held in self._held.values()) + sum(self._loading_bytes.values())
 
     @property
     def offered_bytes(self) -> int:

@@ -11,6 +11,7 @@ from mdi.engine.logits import TokenLogprobs
 from mdi.engine.protocol import check_threads
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import UserError
+from mdi.model.kv import KvType
 from mdi.model.quantise import Quant
 from mdi.plan.plan import Objective
 from mdi.plan.solve import MIXED_SHARE
@@ -25,12 +26,14 @@ DEFAULT_WAIT_S = 1.5  # mDNS answers come within 0.3 s on a quiet LAN; a sleepin
 class StarterOptions:
     """How to bring a model up. `ctx` None takes the model's own, at most DEFAULT_CTX; `split` gives each node's blocks by hand.
 
-    `device` None takes what this home's own daemon computes on, or else the best there is.
+    `kv_type` None keeps KV in 8 bits, unless the weights are fp32. `device` None takes what this home's own daemon computes on, or
+    else the best there is.
     """
 
     model: str = "demo"
     quant: Quant = Quant.AUTO
     block: int | None = None
+    kv_type: KvType | None = None
     ctx: int | None = None
     n_slots: int = 1
     objective: Objective = Objective.LATENCY

@@ -131,7 +131,7 @@ async def _load_all(
                 fmt=packed.fmt,
                 blocks=blocks,
                 packs=packed.blocks[blocks.start : blocks.stop],
-                shape=StageShape(workload.n_slots, workload.ctx, 1),
+                shape=StageShape(workload.n_slots, workload.ctx, 1, workload.kv_type),
                 max_tokens=workload.chunk_tokens,
                 next=workers[index + 1].peer.address if index + 1 < len(workers) else None,
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from mdi.engine.protocol import StageShape
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.layout import block_layout
 from mdi.model.packed import source_bytes
 from mdi.model.quantise import Quant
@@ -15,7 +16,7 @@ from mdi.model.source import ModelSource, kept_as, notices, stored_weights
 from mdi.model.weights import StoredTensor, WeightSource
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
 from mdi.pipeline.api import check_shape
-from mdi.pipeline.problem import ctx_of
+from mdi.pipeline.problem import chosen_kv_type, ctx_of
 from mdi.profile.memory import HEADROOM_BYTES
 
 DEVICE_BYTES = (4 << 30, 8 << 30, 16 << 30)  # what Raspberry Pis and laptops are sold with
@@ -56,6 +57,7 @@ class Inspection:
     active_parameters: int  # those that a token uses: of experts the chosen ones
     tensors: tuple[StoredTensor, ...]
     quant: Quant
+    kv_type: KvType
     block_bytes: int
     head_bytes: int
     kv_bytes_per_token: int
@@ -98,6 +100,7 @@ class Inspection:
             "block_bytes": self.block_bytes,
             "head_bytes": self.head_bytes,
             "total_bytes": self.total_bytes,
+            "kv_type": str(self.kv_type),
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "ctx": self.ctx,
             "fits": [asdict(fit) for fit in self.fits],
@@ -119,15 +122,21 @@ SHAPE = (
 )
 
 
-def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None) -> Inspection:
-    """Raises ModelError when the model could not be run, UserError for a context or a block that no model can have."""
+def inspect(
+    source: ModelSource, quant: Quant, block: int | None = None, ctx: int | None = None, kv_type: KvType | None = None
+) -> Inspection:
+    """On CPUs: other devices keep KV in 16 bits.
+
+    Raises ModelError when the model could not be run, UserError for a context or a block that no model can have.
+    """
     check_shape(ctx, block)
     stored = stored_weights(source)
     config = stored.config
     weights, fmt = kept_as(stored, quant, block)
     block_bytes, head_bytes = source_bytes(weights, fmt)
     ctx = ctx_of(ctx, config)
-    kv_bytes = StageShape(n_slots=1, ctx=1, threads=1).kv_bytes(config, 1)
+    kept = StageShape(1, ctx, 1, chosen_kv_type(quant, kv_type))
+    kv_bytes = kept.kv_bytes(config, 1) // ctx
     one_block = RESIDENT_FACTOR * block_bytes + ctx * kv_bytes
     return Inspection(
         name=source.name,
@@ -137,11 +146,15 @@ def inspect(source: ModelSource, quant: Quant, block: int | None = None, ctx: in
         active_parameters=parameters(stored) - idle_parameters(config),
         tensors=tuple(stored.inventory()),
         quant=quant,
+        kv_type=kept.kv_type,
         block_bytes=block_bytes,
         head_bytes=head_bytes,
         kv_bytes_per_token=config.n_blocks * kv_bytes,
         ctx=ctx,
-        fits=tuple(fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes) for memory in DEVICE_BYTES),
+        fits=tuple(
+            fit(memory, config.n_blocks, one_block, RESIDENT_FACTOR * head_bytes, kept.step_bytes(config))
+            for memory in DEVICE_BYTES
+        ),
         notices=notices(source.name, stored, quant),
     )
 
@@ -162,9 +175,9 @@ def idle_parameters(config: ModelConfig) -> int:
     return len(config.sparse_blocks) * idle * sum(math.prod(shape) for shape in config.expert_shapes().values())
 
 
-def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float) -> Fit:
-    """What a device holds, given the resident bytes of a block with its KV, and of the head, which only the starter has."""
-    room = memory_bytes - SYSTEM_BYTES - HEADROOM_BYTES - STAGE_BYTES
+def fit(memory_bytes: int, n_blocks: int, block_bytes: float, head_bytes: float, step_bytes: int = 0) -> Fit:
+    """What a device holds, given the resident bytes of a block with its KV, of the head, which only the starter has, and of a step."""
+    room = memory_bytes - SYSTEM_BYTES - HEADROOM_BYTES - STAGE_BYTES - step_bytes
     as_starter, as_worker = (max(0, int(free // block_bytes)) for free in (room - head_bytes, room))
     left = max(0, n_blocks - as_starter)
     devices = None if room < head_bytes or (left and not as_worker) else 1 + -(-left // max(1, as_worker))

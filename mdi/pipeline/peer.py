@@ -12,6 +12,7 @@ import grpc
 
 from mdi.errors import LinkError, WrongVersion
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import PackRef, chunks
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import Dialler, NodeAddress
@@ -51,10 +52,15 @@ class Peer:
         return info
 
     async def profile(
-        self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, refresh: bool
+        self, config: ModelConfig, fmt: WeightFormat, *, ctx: int, chunk_tokens: int, kv_type: KvType, refresh: bool
     ) -> pb.NodeProfile:
         request = pb.ProfileRequest(
-            config_json=config.to_json(), format=weight_format_message(fmt), ctx=ctx, chunk_tokens=chunk_tokens, refresh=refresh
+            config_json=config.to_json(),
+            format=weight_format_message(fmt),
+            ctx=ctx,
+            chunk_tokens=chunk_tokens,
+            refresh=refresh,
+            kv_type=kv_type,
         )
         return await self._call(self._node.Profile(request, timeout=PROFILE_TIMEOUT_S))
 

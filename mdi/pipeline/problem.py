@@ -6,12 +6,13 @@ import asyncio
 import itertools
 from dataclasses import dataclass
 
-from mdi.engine.backend import AUTO, CPU, Backend, choose_backend
+from mdi.engine.backend import AUTO, CPU, ONNX, Backend, choose_backend
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import MdiError
 from mdi.model.config import ModelConfig
-from mdi.model.quantise import WeightFormat
+from mdi.model.kv import KvType
+from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.source import Model
 from mdi.node.measure import Measurer
 from mdi.node.stage import RESIDENT_FACTOR, STAGE_BYTES
@@ -54,20 +55,28 @@ class Workload:
     chunk_tokens: int
     block_bytes: int
     head_bytes: int
+    kv_type: KvType
 
     @classmethod
     def of(cls, model: Model, options: StarterOptions) -> Workload:
         config, fmt = model.config, model.weight_format(options.quant, options.block)
-        return cls.of_shape(config, fmt, options.ctx, options.n_slots, model.packed_bytes(options.quant, fmt))
+        kv_type = chosen_kv_type(options.quant, options.kv_type)
+        return cls.of_shape(config, fmt, options.ctx, options.n_slots, model.packed_bytes(options.quant, fmt), kv_type)
 
     @classmethod
     def of_shape(
-        cls, config: ModelConfig, fmt: WeightFormat, ctx: int | None, n_slots: int, packed_bytes: tuple[int, int]
+        cls,
+        config: ModelConfig,
+        fmt: WeightFormat,
+        ctx: int | None,
+        n_slots: int,
+        packed_bytes: tuple[int, int],
+        kv_type: KvType,
     ) -> Workload:
         """`packed_bytes` are those of the largest block and of the head; `ctx` None takes the model's own, at most DEFAULT_CTX."""
         ctx = ctx_of(ctx, config)
         chunk = max(MIN_CHUNK, min(MAX_CHUNK, FRAME_BYTES // (4 * config.d_model)))
-        return cls(config, fmt, ctx, n_slots, min(chunk, ctx), *packed_bytes)
+        return cls(config, fmt, ctx, n_slots, min(chunk, ctx), *packed_bytes, kv_type)
 
     @property
     def decode_bytes(self) -> int:
@@ -77,19 +86,19 @@ class Workload:
     def prefill_bytes(self) -> int:
         return self.chunk_tokens * 4 * self.config.d_model + 128
 
-    def kv_bytes_per_token(self) -> int:
-        """Of one block."""
-        return StageShape(1, 1, 1).kv_bytes(self.config, 1)
+    def kv_bytes_per_token(self, backend: Backend) -> int:
+        """Of one block, as that backend keeps it."""
+        return StageShape(1, 1, 1, backend.kv_type(self.kv_type)).kv_bytes(self.config, 1)
 
     def model_cost(self) -> ModelCost:
         windowed = len(self.config.windowed_blocks) / self.config.n_blocks
         return ModelCost(
             n_blocks=self.config.n_blocks,
             block_bytes=self.block_bytes,
-            kv_bytes_per_token=self.kv_bytes_per_token(),
+            kv_bytes_per_token=self.kv_bytes_per_token(ONNX),
             ctx=self.ctx,
             slots=self.n_slots,
-            stage_bytes=STAGE_BYTES,
+            stage_bytes=STAGE_BYTES + StageShape(self.n_slots, self.ctx, 1, self.kv_type).step_bytes(self.config),
             chunk_tokens=self.chunk_tokens,
             resident_factor=RESIDENT_FACTOR,
             window_tokens=self.config.sliding_window if windowed else None,
@@ -97,13 +106,22 @@ class Workload:
         )
 
     def node_cost(
-        self, node_id: str, name: str, memory_bytes: int, decode: StageTime, prefill: StageTime, *, on_battery: bool
+        self,
+        node_id: str,
+        name: str,
+        memory_bytes: int,
+        decode: StageTime,
+        prefill: StageTime,
+        *,
+        on_battery: bool,
+        backend: Backend,
     ) -> NodeCost:
         """A node's measured times, with what a longer context adds to them."""
+        kv_bytes_per_token = self.kv_bytes_per_token(backend)
         more = ContextTime.of(
             self.config,
             self.fmt,
-            kv_bytes_per_token=self.kv_bytes_per_token(),
+            kv_bytes_per_token=kv_bytes_per_token,
             decode_block_s=decode.block_s,
             prefill_block_s=prefill.block_s,
             chunk_tokens=self.chunk_tokens,
@@ -117,7 +135,13 @@ class Workload:
             on_battery=on_battery,
             decode_kv_s=more.decode_s,
             prefill_kv_s=more.prefill_s,
+            kv_bytes_per_token=kv_bytes_per_token,
         )
+
+
+def chosen_kv_type(quant: Quant, wanted: KvType | None) -> KvType:
+    """`wanted`, or else 8 bits; weights in fp32 are there to be exact, and so is their KV."""
+    return wanted or (KvType.FP32 if quant is Quant.NONE else KvType.INT8)
 
 
 async def draw_problem(
@@ -132,7 +156,12 @@ async def draw_problem(
     total = len(house.others) + 1
     on_progress(Progress("profile", label, 0, total))
     blocks = await measurer.blocks(
-        workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+        workload.config,
+        workload.fmt,
+        ctx=workload.ctx,
+        chunk_tokens=workload.chunk_tokens,
+        kv_type=workload.kv_type,
+        refresh=refresh,
     )
     head = await measurer.head(workload.config, workload.fmt, refresh=refresh)
     on_progress(Progress("profile", label, 1, total))
@@ -143,6 +172,7 @@ async def draw_problem(
         _time(blocks.decode),
         _time(blocks.prefill),
         on_battery=on_battery(),
+        backend=backend,
     )
 
     profiles = await _profile_others(
@@ -156,6 +186,7 @@ async def draw_problem(
             StageTime(profile.decode.overhead_s, profile.decode.block_s),
             StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
             on_battery=neighbour.info.on_battery,
+            backend=_backend_of(neighbour),
         )
         for neighbour, profile in profiles
     ]
@@ -187,7 +218,12 @@ async def _profile_others(house: House, workload: Workload, refresh: bool, on_do
         for neighbour in neighbours:
             try:
                 profile = await neighbour.peer.profile(
-                    workload.config, workload.fmt, ctx=workload.ctx, chunk_tokens=workload.chunk_tokens, refresh=refresh
+                    workload.config,
+                    workload.fmt,
+                    ctx=workload.ctx,
+                    chunk_tokens=workload.chunk_tokens,
+                    kv_type=workload.kv_type,
+                    refresh=refresh,
                 )
             except MdiError as error:
                 house.drop(neighbour, str(error))
@@ -198,6 +234,12 @@ async def _profile_others(house: House, workload: Workload, refresh: bool, on_do
     by_device = itertools.groupby(sorted(house.others, key=_device), key=_device)
     await asyncio.gather(*[one_device(list(group)) for _, group in by_device])
     return sorted(done, key=lambda each: each[0].info.node_id)
+
+
+def _backend_of(neighbour: Neighbour) -> Backend:
+    """What another node computes on, as far as KV depends on it."""
+    device = neighbour.info.device or CPU
+    return ONNX if device == CPU else Backend(device, neighbour.info.accelerator or None, "torch")
 
 
 def _device(neighbour: Neighbour) -> str:

@@ -16,6 +16,7 @@ from mdi.engine.observe import BlockObserver
 from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
 from mdi.errors import InternalError, MdiError, UserError
+from mdi.model.kv import KvType
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.source import Model, resolve
@@ -156,7 +157,7 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
     loop = asyncio.get_running_loop()
     stopped = threading.Event()
     threads = options.threads or DeviceInfo.of_this_device().usable_cores
-    observer = BlockObserver(model.config, threads) if options.quant.weighed else None
+    observer = BlockObserver(model.config, threads)
 
     def on_part(done: int, total: int) -> None:
         if stopped.is_set():
@@ -165,7 +166,15 @@ async def _pack(model: Model, options: StarterOptions, workload: Workload, home:
 
     try:
         return await asyncio.to_thread(
-            lambda: prepare(model.weights(options.quant), workload.fmt, home.packs_path, on_part, observer)
+            lambda: prepare(
+                model.weights(options.quant),
+                workload.fmt,
+                home.packs_path,
+                on_part,
+                observer,
+                weighed=options.quant.weighed,
+                kv_scales=workload.kv_type is KvType.INT8,
+            )
         )
     finally:
         stopped.set()
@@ -221,7 +230,7 @@ def _core(
 ) -> tuple[StarterCore, Scheduler]:
     """Loads the starter's own part."""
     directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
-    shape = StageShape(workload.n_slots, workload.ctx, threads)
+    shape = StageShape(workload.n_slots, workload.ctx, threads, backend.kv_type(workload.kv_type))
     packs = open_packs(packed, directory, own.start, own.stop)
     # The head first: while it loads, it lies in memory twice, and a large one would make the peak if the blocks were there already.
     head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)

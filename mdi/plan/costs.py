@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -54,6 +54,7 @@ class NodeCost:
     `decode` was measured for one row with MEASURED_CONTEXT tokens before it, `prefill` for one chunk of `ModelCost.chunk_tokens` rows at
     the start of a conversation. `decode_kv_s` is what each token of context adds to each row of a decode step, `prefill_kv_s` the same
     for each row of a chunk: reading KV bounds the first, arithmetic the second.
+    `kv_bytes_per_token`, for one block, is there where the device keeps KV in another type than `ModelCost` says.
     """
 
     node_id: str
@@ -64,6 +65,7 @@ class NodeCost:
     on_battery: bool = False  # as far as the device tells
     decode_kv_s: float = 0.0
     prefill_kv_s: float = 0.0
+    kv_bytes_per_token: int | None = None
 
     def __post_init__(self) -> None:
         _check_seconds("decode_kv_s", self.decode_kv_s)
@@ -71,6 +73,8 @@ class NodeCost:
         if not self.node_id or not self.name:
             raise InternalError("a node needs an id and a name")
         _check_count("memory_bytes", self.memory_bytes, 0)
+        if self.kv_bytes_per_token is not None:
+            _check_count("kv_bytes_per_token", self.kv_bytes_per_token, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +319,13 @@ class Problem:
     def block_limit(self, index: int) -> int:
         """How many blocks node `index` can hold; the starter's embedding and head come first."""
         reserved_bytes = self.starter.bytes if index == 0 else 0
-        return self.model.block_limit(self.nodes[index].memory_bytes - reserved_bytes)
+        return self._model_on(index).block_limit(self.nodes[index].memory_bytes - reserved_bytes)
 
     def bytes_needed(self, index: int, n_blocks: int) -> int:
         """What node `index` takes for `n_blocks`, with embedding and head on the starter."""
-        return self.model.memory_bytes(n_blocks) + (self.starter.bytes if index == 0 else 0)
+        return self._model_on(index).memory_bytes(n_blocks) + (self.starter.bytes if index == 0 else 0)
+
+    def _model_on(self, index: int) -> ModelCost:
+        """The model as node `index` holds it."""
+        kv_bytes = self.nodes[index].kv_bytes_per_token
+        return self.model if kv_bytes is None else replace(self.model, kv_bytes_per_token=kv_bytes)

@@ -16,6 +16,7 @@ from mdi.engine.protocol import Head, StageShape
 from mdi.engine.sampling import SamplingParams, sample
 from mdi.errors import InternalError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packed import Embedding, packed_bytes
 from mdi.model.packs import Pack
 from mdi.model.quantise import WeightFormat
@@ -84,6 +85,7 @@ class _Work:
     chunk_tokens: int
     position: int
     threads: int
+    kv_type: KvType
 
     def __post_init__(self) -> None:
         if self.ctx < 1 or self.chunk_tokens < 1 or not 0 <= self.position < self.ctx or self.threads < 1:
@@ -93,7 +95,7 @@ class _Work:
         self, config: ModelConfig, packs: Sequence[Pack], boxes_s: tuple[float, float], backend: Backend
     ) -> tuple[float, float]:
         """(decode, prefill) of a stage of these blocks. `forward` answers with the result itself, so a step's time is all of it."""
-        engine = backend.make_engine(config, packs, StageShape(n_slots=1, ctx=self.ctx, threads=self.threads), 0)
+        engine = backend.make_engine(config, packs, StageShape(1, self.ctx, self.threads, backend.kv_type(self.kv_type)), 0)
         hidden = np.random.default_rng(0).standard_normal((self.chunk_tokens, config.d_model), dtype=np.float32)
 
         def step(position: int, count: int, first: int = 0) -> NDArray[np.float32]:
@@ -126,6 +128,7 @@ def measure_blocks(
     ctx: int,
     chunk_tokens: int,
     position: int = DECODE_POSITION,
+    kv_type: KvType = KvType.FP32,
     backend: Backend = ONNX,
     scratch: Path | None = None,
 ) -> BlockTimes:
@@ -136,7 +139,7 @@ def measure_blocks(
     be loaded, UserError when the temporary directory is full.
     """
     ctx = ctx_class(ctx)
-    work = _Work(ctx, min(chunk_tokens, ctx), min(position, ctx - 1), threads)
+    work = _Work(ctx, min(chunk_tokens, ctx), min(position, ctx - 1), threads, kv_type)
     block_bytes, _ = packed_bytes(config, fmt)
     wanted = min(config.n_blocks, -(-working_set_bytes(backend) // block_bytes))
     n_blocks = min(wanted, spare_bytes(block_bytes, backend) // block_bytes)

@@ -20,6 +20,7 @@ from mdi import __version__
 from mdi.engine.backend import ONNX, Backend
 from mdi.errors import InternalError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes, HeadTime, LinearTime, ctx_class, measure_blocks, measure_head
 from mdi.profile.condition import Load
@@ -57,13 +58,24 @@ class ProfileCache:
         )
 
     def blocks(
-        self, config: ModelConfig, fmt: WeightFormat, *, threads: int, ctx: int, chunk_tokens: int, refresh: bool = False
+        self,
+        config: ModelConfig,
+        fmt: WeightFormat,
+        *,
+        threads: int,
+        ctx: int,
+        chunk_tokens: int,
+        kv_type: KvType = KvType.FP32,
+        refresh: bool = False,
     ) -> BlockTimes:
         """See `measure_blocks`; contexts of one `ctx_class` share an entry."""
-        key = _key(self._backend, "blocks", threads, config, fmt) | {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens}
+        key = _key(self._backend, "blocks", threads, config, fmt)
+        key |= {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens, "kv_type": self._backend.kv_type(kv_type)}
 
         def measure() -> BlockTimes:
-            return measure_blocks(config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens, backend=self._backend)
+            return measure_blocks(
+                config, fmt, threads=threads, ctx=ctx, chunk_tokens=chunk_tokens, kv_type=kv_type, backend=self._backend
+            )
 
         return self._value(key, _block_times, measure, refresh)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from mdi.errors import UserError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KEY_SCALES, VALUE_SCALES
 from mdi.model.layout import Stored, block_layout
 from mdi.model.linear import BLOCK_SIZES
 from mdi.model.packs import ALIGNMENT, Pack, PackedPart, PackKind, PackTensor, clear_stale, packed_parts
@@ -54,7 +55,7 @@ def block_packs(directory: Path, config: ModelConfig, fmt: WeightFormat, n_block
 
 def _block_pack(path: Path, config: ModelConfig, fmt: WeightFormat, block: int) -> Pack:
     linears: dict[str, tuple[int, int]] = {}
-    plain: dict[str, tuple[int, ...]] = {}
+    plain: dict[str, tuple[int, ...]] = dict.fromkeys((KEY_SCALES, VALUE_SCALES), (config.n_kv_heads * config.head_dim,))
     for placed in block_layout(config, block):
         match placed.part.stored, placed.shape:
             case (Stored.LINEAR, (n, k)):

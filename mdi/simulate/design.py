@@ -31,7 +31,7 @@ def design(path: Path, options: StarterOptions, load: Load, prompt_tokens: int) 
     if options.split is not None:
         raise UserError("--split is for real nodes", hint="use --pin to fix blocks with --nodes")
     cluster = read_cluster(path)
-    workload = known_workload(options.model, options.quant, options.block, options.ctx, options.n_slots)
+    workload = known_workload(options.model, options.quant, options.block, options.ctx, options.n_slots, options.kv_type)
     problem = permitted(cluster_problem(cluster, workload, load=load, prompt_tokens=prompt_tokens), options.wishes)
     return Design(cluster.title, workload, problem, best_plan(problem, options))
 

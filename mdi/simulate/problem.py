@@ -14,13 +14,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from mdi.engine.backend import ONNX
 from mdi.model.config import ModelConfig
 from mdi.model.known import known_config
+from mdi.model.kv import KvType
 from mdi.model.layout import check_format, default_block
 from mdi.model.packed import decode_bytes, packed_bytes
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.node.stage import RESIDENT_FACTOR
-from mdi.pipeline.problem import Workload
+from mdi.pipeline.problem import Workload, chosen_kv_type
 from mdi.plan.costs import LinkTable, Load, NodeCost, Problem, StageTime, StarterCost
 from mdi.profile.attention import block_operations
 from mdi.profile.memory import HEADROOM_BYTES
@@ -32,12 +34,14 @@ HOP_SOFTWARE_S = (
 GIB = 1 << 30
 
 
-def known_workload(name: str, quant: Quant, block: int | None, ctx: int | None, n_slots: int) -> Workload:
+def known_workload(
+    name: str, quant: Quant, block: int | None, ctx: int | None, n_slots: int, kv_type: KvType | None = None
+) -> Workload:
     """A model of the table of known shapes, as it would be deployed. Raises ModelError for a name that is not in it."""
     config = known_config(name)
     fmt = WeightFormat.of(quant, block or default_block(config))
     check_format(config, fmt)
-    return Workload.of_shape(config, fmt, ctx, n_slots, packed_bytes(config, fmt))
+    return Workload.of_shape(config, fmt, ctx, n_slots, packed_bytes(config, fmt), chosen_kv_type(quant, kv_type))
 
 
 def cluster_problem(cluster: Cluster, workload: Workload, *, load: Load, prompt_tokens: int) -> Problem:
@@ -58,7 +62,7 @@ def cluster_problem(cluster: Cluster, workload: Workload, *, load: Load, prompt_
 def _device_cost(device: Device, workload: Workload) -> NodeCost:
     decode, prefill = _block_times(device, workload)
     offered_bytes = _offered_bytes(device)
-    return workload.node_cost(device.key, device.title, offered_bytes, decode, prefill, on_battery=device.battery)
+    return workload.node_cost(device.key, device.title, offered_bytes, decode, prefill, on_battery=device.battery, backend=ONNX)
 
 
 def _offered_bytes(device: Device) -> int:

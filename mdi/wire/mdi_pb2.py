@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\tmdi.proto\x12\x03mdi\"\r\n\x0bInfoRequest\"\xca\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0b\n\x03\x63pu\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x1a\n\x12memory_total_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x08 \x01(\x04\x12\x1c\n\x14memory_offered_bytes\x18\t \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\n \x01(\x04\x12\x1e\n\x06stages\x18\x0b \x03(\x0b\x32\x0e.mdi.StageInfo\x12\x10\n\x08uptime_s\x18\x0c \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0e \x01(\t\x12\x12\n\non_battery\x18\x0f \x01(\x08\"\x89\x01\n\tStageInfo\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nstarter_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05start\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x01(\r\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\x04\"+\n\x0cWeightFormat\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\"|\n\x0eProfileRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12!\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x11.mdi.WeightFormat\x12\x0b\n\x03\x63tx\x18\x03 \x01(\r\x12\x14\n\x0c\x63hunk_tokens\x18\x04 \x01(\r\x12\x0f\n\x07refresh\x18\x05 \x01(\x08\"1\n\nLinearTime\x12\x12\n\noverhead_s\x18\x01 \x01(\x01\x12\x0f\n\x07\x62lock_s\x18\x02 \x01(\x01\"\xae\x01\n\x0bNodeProfile\x12\x0e\n\x06tflops\x18\x01 \x01(\x01\x12\x18\n\x10read_bytes_per_s\x18\x02 \x01(\x01\x12\x1f\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x0f.mdi.LinearTime\x12 \n\x07prefill\x18\x04 \x01(\x0b\x32\x0f.mdi.LinearTime\x12\x14\n\x0c\x63hunk_tokens\x18\x05 \x01(\r\x12\x1c\n\x14memory_offered_bytes\x18\x06 \x01(\x04\"M\n\x0bPeerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\"a\n\x12MeasureLinkRequest\x12\x1e\n\x04peer\x18\x01 \x01(\x0b\x32\x10.mdi.PeerAddress\x12\x14\n\x0c\x64\x65\x63ode_bytes\x18\x02 \x01(\x04\x12\x15\n\rprefill_bytes\x18\x03 \x01(\x04\"v\n\nLinkReport\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x14\n\x0cround_trip_s\x18\x03 \x01(\x01\x12\x15\n\rback_decode_s\x18\x04 \x01(\x01\x12\x16\n\x0e\x62\x61\x63k_prefill_s\x18\x05 \x01(\x01\"(\n\x07PackRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\'\n\x08PackList\x12\x1b\n\x05packs\x18\x01 \x03(\x0b\x32\x0c.mdi.PackRef\"5\n\tPackChunk\x12\x1a\n\x04pack\x18\x01 \x01(\x0b\x32\x0c.mdi.PackRef\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x85\x02\n\x10LoadStageRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12!\n\x06\x66ormat\x18\x05 \x01(\x0b\x32\x11.mdi.WeightFormat\x12\r\n\x05start\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x01(\r\x12\x1b\n\x05packs\x18\x08 \x03(\x0b\x32\x0c.mdi.PackRef\x12\x0f\n\x07n_slots\x18\t \x01(\r\x12\x0b\n\x03\x63tx\x18\n \x01(\r\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x1e\n\x04next\x18\x0c \x01(\x0b\x32\x10.mdi.PeerAddress\"4\n\x0cLoadProgress\x12\x15\n\rblocks_loaded\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\" \n\rUnloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1c\n\x0bUnloadReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"s\n\nNodeStatus\x12\x1e\n\x16memory_available_bytes\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x03 \x01(\x01\x12\x15\n\rtemperature_c\x18\x04 \x01(\x01\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t2\x8b\x03\n\x04Node\x12\'\n\x04Info\x12\x10.mdi.InfoRequest\x1a\r.mdi.NodeInfo\x12\x30\n\x07Profile\x12\x13.mdi.ProfileRequest\x1a\x10.mdi.NodeProfile\x12\x37\n\x0bMeasureLink\x12\x17.mdi.MeasureLinkRequest\x1a\x0f.mdi.LinkReport\x12,\n\x0cMissingPacks\x12\r.mdi.PackList\x1a\r.mdi.PackList\x12)\n\x07PutPack\x12\x0e.mdi.PackChunk\x1a\x0c.mdi.PackRef(\x01\x12\x37\n\tLoadStage\x12\x15.mdi.LoadStageRequest\x1a\x11.mdi.LoadProgress0\x01\x12.\n\x06Unload\x12\x12.mdi.UnloadRequest\x1a\x10.mdi.UnloadReply\x12-\n\x05Watch\x12\x11.mdi.WatchRequest\x1a\x0f.mdi.NodeStatus0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\tmdi.proto\x12\x03mdi\"\r\n\x0bInfoRequest\"\xca\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0b\n\x03\x63pu\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x1a\n\x12memory_total_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x08 \x01(\x04\x12\x1c\n\x14memory_offered_bytes\x18\t \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\n \x01(\x04\x12\x1e\n\x06stages\x18\x0b \x03(\x0b\x32\x0e.mdi.StageInfo\x12\x10\n\x08uptime_s\x18\x0c \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0e \x01(\t\x12\x12\n\non_battery\x18\x0f \x01(\x08\"\x89\x01\n\tStageInfo\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nstarter_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05start\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x01(\r\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\x04\"+\n\x0cWeightFormat\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\"\x8d\x01\n\x0eProfileRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12!\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x11.mdi.WeightFormat\x12\x0b\n\x03\x63tx\x18\x03 \x01(\r\x12\x14\n\x0c\x63hunk_tokens\x18\x04 \x01(\r\x12\x0f\n\x07refresh\x18\x05 \x01(\x08\x12\x0f\n\x07kv_type\x18\x06 \x01(\t\"1\n\nLinearTime\x12\x12\n\noverhead_s\x18\x01 \x01(\x01\x12\x0f\n\x07\x62lock_s\x18\x02 \x01(\x01\"\xae\x01\n\x0bNodeProfile\x12\x0e\n\x06tflops\x18\x01 \x01(\x01\x12\x18\n\x10read_bytes_per_s\x18\x02 \x01(\x01\x12\x1f\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x0f.mdi.LinearTime\x12 \n\x07prefill\x18\x04 \x01(\x0b\x32\x0f.mdi.LinearTime\x12\x14\n\x0c\x63hunk_tokens\x18\x05 \x01(\r\x12\x1c\n\x14memory_offered_bytes\x18\x06 \x01(\x04\"M\n\x0bPeerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\"a\n\x12MeasureLinkRequest\x12\x1e\n\x04peer\x18\x01 \x01(\x0b\x32\x10.mdi.PeerAddress\x12\x14\n\x0c\x64\x65\x63ode_bytes\x18\x02 \x01(\x04\x12\x15\n\rprefill_bytes\x18\x03 \x01(\x04\"v\n\nLinkReport\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x14\n\x0cround_trip_s\x18\x03 \x01(\x01\x12\x15\n\rback_decode_s\x18\x04 \x01(\x01\x12\x16\n\x0e\x62\x61\x63k_prefill_s\x18\x05 \x01(\x01\"(\n\x07PackRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\'\n\x08PackList\x12\x1b\n\x05packs\x18\x01 \x03(\x0b\x32\x0c.mdi.PackRef\"5\n\tPackChunk\x12\x1a\n\x04pack\x18\x01 \x01(\x0b\x32\x0c.mdi.PackRef\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x96\x02\n\x10LoadStageRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12!\n\x06\x66ormat\x18\x05 \x01(\x0b\x32\x11.mdi.WeightFormat\x12\r\n\x05start\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x01(\r\x12\x1b\n\x05packs\x18\x08 \x03(\x0b\x32\x0c.mdi.PackRef\x12\x0f\n\x07n_slots\x18\t \x01(\r\x12\x0b\n\x03\x63tx\x18\n \x01(\r\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x1e\n\x04next\x18\x0c \x01(\x0b\x32\x10.mdi.PeerAddress\x12\x0f\n\x07kv_type\x18\r \x01(\t\"4\n\x0cLoadProgress\x12\x15\n\rblocks_loaded\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\" \n\rUnloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1c\n\x0bUnloadReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"s\n\nNodeStatus\x12\x1e\n\x16memory_available_bytes\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x03 \x01(\x01\x12\x15\n\rtemperature_c\x18\x04 \x01(\x01\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t2\x8b\x03\n\x04Node\x12\'\n\x04Info\x12\x10.mdi.InfoRequest\x1a\r.mdi.NodeInfo\x12\x30\n\x07Profile\x12\x13.mdi.ProfileRequest\x1a\x10.mdi.NodeProfile\x12\x37\n\x0bMeasureLink\x12\x17.mdi.MeasureLinkRequest\x1a\x0f.mdi.LinkReport\x12,\n\x0cMissingPacks\x12\r.mdi.PackList\x1a\r.mdi.PackList\x12)\n\x07PutPack\x12\x0e.mdi.PackChunk\x1a\x0c.mdi.PackRef(\x01\x12\x37\n\tLoadStage\x12\x15.mdi.LoadStageRequest\x1a\x11.mdi.LoadProgress0\x01\x12.\n\x06Unload\x12\x12.mdi.UnloadRequest\x1a\x10.mdi.UnloadReply\x12-\n\x05Watch\x12\x11.mdi.WatchRequest\x1a\x0f.mdi.NodeStatus0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,36 +40,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGEINFO']._serialized_end=504
   _globals['_WEIGHTFORMAT']._serialized_start=506
   _globals['_WEIGHTFORMAT']._serialized_end=549
-  _globals['_PROFILEREQUEST']._serialized_start=551
-  _globals['_PROFILEREQUEST']._serialized_end=675
-  _globals['_LINEARTIME']._serialized_start=677
-  _globals['_LINEARTIME']._serialized_end=726
-  _globals['_NODEPROFILE']._serialized_start=729
-  _globals['_NODEPROFILE']._serialized_end=903
-  _globals['_PEERADDRESS']._serialized_start=905
-  _globals['_PEERADDRESS']._serialized_end=982
-  _globals['_MEASURELINKREQUEST']._serialized_start=984
-  _globals['_MEASURELINKREQUEST']._serialized_end=1081
-  _globals['_LINKREPORT']._serialized_start=1083
-  _globals['_LINKREPORT']._serialized_end=1201
-  _globals['_PACKREF']._serialized_start=1203
-  _globals['_PACKREF']._serialized_end=1243
-  _globals['_PACKLIST']._serialized_start=1245
-  _globals['_PACKLIST']._serialized_end=1284
-  _globals['_PACKCHUNK']._serialized_start=1286
-  _globals['_PACKCHUNK']._serialized_end=1339
-  _globals['_LOADSTAGEREQUEST']._serialized_start=1342
-  _globals['_LOADSTAGEREQUEST']._serialized_end=1603
-  _globals['_LOADPROGRESS']._serialized_start=1605
-  _globals['_LOADPROGRESS']._serialized_end=1657
-  _globals['_UNLOADREQUEST']._serialized_start=1659
-  _globals['_UNLOADREQUEST']._serialized_end=1691
-  _globals['_UNLOADREPLY']._serialized_start=1693
-  _globals['_UNLOADREPLY']._serialized_end=1721
-  _globals['_WATCHREQUEST']._serialized_start=1723
-  _globals['_WATCHREQUEST']._serialized_end=1754
-  _globals['_NODESTATUS']._serialized_start=1756
-  _globals['_NODESTATUS']._serialized_end=1871
-  _globals['_NODE']._serialized_start=1874
-  _globals['_NODE']._serialized_end=2269
+  _globals['_PROFILEREQUEST']._serialized_start=552
+  _globals['_PROFILEREQUEST']._serialized_end=693
+  _globals['_LINEARTIME']._serialized_start=695
+  _globals['_LINEARTIME']._serialized_end=744
+  _globals['_NODEPROFILE']._serialized_start=747
+  _globals['_NODEPROFILE']._serialized_end=921
+  _globals['_PEERADDRESS']._serialized_start=923
+  _globals['_PEERADDRESS']._serialized_end=1000
+  _globals['_MEASURELINKREQUEST']._serialized_start=1002
+  _globals['_MEASURELINKREQUEST']._serialized_end=1099
+  _globals['_LINKREPORT']._serialized_start=1101
+  _globals['_LINKREPORT']._serialized_end=1219
+  _globals['_PACKREF']._serialized_start=1221
+  _globals['_PACKREF']._serialized_end=1261
+  _globals['_PACKLIST']._serialized_start=1263
+  _globals['_PACKLIST']._serialized_end=1302
+  _globals['_PACKCHUNK']._serialized_start=1304
+  _globals['_PACKCHUNK']._serialized_end=1357
+  _globals['_LOADSTAGEREQUEST']._serialized_start=1360
+  _globals['_LOADSTAGEREQUEST']._serialized_end=1638
+  _globals['_LOADPROGRESS']._serialized_start=1640
+  _globals['_LOADPROGRESS']._serialized_end=1692
+  _globals['_UNLOADREQUEST']._serialized_start=1694
+  _globals['_UNLOADREQUEST']._serialized_end=1726
+  _globals['_UNLOADREPLY']._serialized_start=1728
+  _globals['_UNLOADREPLY']._serialized_end=1756
+  _globals['_WATCHREQUEST']._serialized_start=1758
+  _globals['_WATCHREQUEST']._serialized_end=1789
+  _globals['_NODESTATUS']._serialized_start=1791
+  _globals['_NODESTATUS']._serialized_end=1906
+  _globals['_NODE']._serialized_start=1909
+  _globals['_NODE']._serialized_end=2304
 # @@protoc_insertion_point(module_scope)

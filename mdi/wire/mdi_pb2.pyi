@@ -74,18 +74,20 @@ class WeightFormat(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., block: _Optional[int] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
-    __slots__ = ("config_json", "format", "ctx", "chunk_tokens", "refresh")
+    __slots__ = ("config_json", "format", "ctx", "chunk_tokens", "refresh", "kv_type")
     CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     CTX_FIELD_NUMBER: _ClassVar[int]
     CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
+    KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     config_json: str
     format: WeightFormat
     ctx: int
     chunk_tokens: int
     refresh: bool
-    def __init__(self, config_json: _Optional[str] = ..., format: _Optional[_Union[WeightFormat, _Mapping]] = ..., ctx: _Optional[int] = ..., chunk_tokens: _Optional[int] = ..., refresh: _Optional[bool] = ...) -> None: ...
+    kv_type: str
+    def __init__(self, config_json: _Optional[str] = ..., format: _Optional[_Union[WeightFormat, _Mapping]] = ..., ctx: _Optional[int] = ..., chunk_tokens: _Optional[int] = ..., refresh: _Optional[bool] = ..., kv_type: _Optional[str] = ...) -> None: ...
 
 class LinearTime(_message.Message):
     __slots__ = ("overhead_s", "block_s")
@@ -170,7 +172,7 @@ class PackChunk(_message.Message):
     def __init__(self, pack: _Optional[_Union[PackRef, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class LoadStageRequest(_message.Message):
-    __slots__ = ("session", "epoch", "model", "config_json", "format", "start", "stop", "packs", "n_slots", "ctx", "max_tokens", "next")
+    __slots__ = ("session", "epoch", "model", "config_json", "format", "start", "stop", "packs", "n_slots", "ctx", "max_tokens", "next", "kv_type")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +185,7 @@ class LoadStageRequest(_message.Message):
     CTX_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     model: str
@@ -195,7 +198,8 @@ class LoadStageRequest(_message.Message):
     ctx: int
     max_tokens: int
     next: PeerAddress
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., config_json: _Optional[str] = ..., format: _Optional[_Union[WeightFormat, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., packs: _Optional[_Iterable[_Union[PackRef, _Mapping]]] = ..., n_slots: _Optional[int] = ..., ctx: _Optional[int] = ..., max_tokens: _Optional[int] = ..., next: _Optional[_Union[PeerAddress, _Mapping]] = ...) -> None: ...
+    kv_type: str
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., config_json: _Optional[str] = ..., format: _Optional[_Union[WeightFormat, _Mapping]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., packs: _Optional[_Iterable[_Union[PackRef, _Mapping]]] = ..., n_slots: _Optional[int] = ..., ctx: _Optional[int] = ..., max_tokens: _Optional[int] = ..., next: _Optional[_Union[PeerAddress, _Mapping]] = ..., kv_type: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("blocks_loaded", "bytes")

@@ -32,7 +32,7 @@ def test_inspect_prints_shape_formats_needs_and_devices(file: Path, capsys: pyte
         "model: LlamaForCausalLM, 1.9 M parameters, GGUF",
         "Q6_K",
         "6.56",
-        "KV: 3 KiB per token",
+        "KV as --kv-type int8: 1 KiB per token",
         "4.0 GiB   the whole model",
     ):
         assert said in out

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from mdi.engine.onnx_engine import Head, OnnxEngine
 from mdi.engine.protocol import StageShape
 from mdi.model.checkpoint import Checkpoint
+from mdi.model.kv import KvType
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
 from mdi.model.packs import open_pack
 from mdi.model.quantise import Quant, WeightFormat
@@ -28,8 +29,16 @@ SPLITS = {1: (5,), 2: (2, 3), 3: (1, 3, 1), 5: (1, 1, 1, 1, 1)}
 class Stages:
     """A model cut into consecutive engines."""
 
-    def __init__(self, packed: PackedModel, directory: Path, split: tuple[int, ...], n_slots: int = 1, ctx: int = CTX) -> None:
-        shape = StageShape(n_slots, ctx, threads=1)
+    def __init__(
+        self,
+        packed: PackedModel,
+        directory: Path,
+        split: tuple[int, ...],
+        n_slots: int = 1,
+        ctx: int = CTX,
+        kv_type: KvType = KvType.FP32,
+    ) -> None:
+        shape = StageShape(n_slots, ctx, 1, kv_type)
         bounds = np.cumsum((0, *split))
         self._engines = [
             OnnxEngine(packed.config, open_packs(packed, directory, start, stop), shape, int(start))

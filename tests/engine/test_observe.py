@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from mdi.engine.observe import BlockObserver
 from mdi.errors import ModelError
-from mdi.model.calibration import Squares, random_tokens
+from mdi.model.calibration import Seen, Squares, random_tokens
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.linear import dequantise
 from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
@@ -24,6 +25,7 @@ from tests.checkpoints import KINDS, make_checkpoint
 N_BLOCKS = 3
 INPUTS = {"qkv": "self_attn.q_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
 INT4 = WeightFormat(4, 32)
+KV_TENSORS = {"key_scales", "value_scales"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,8 @@ def test_squares_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     hidden = Embedding(open_pack(tmp_path / packed.embedding.filename), packed.config.embedding_scale).rows(ids)
     observer = BlockObserver(packed.config, threads=1)
     for block, pack in enumerate(open_packs(packed, tmp_path, 0, N_BLOCKS)):
-        hidden, squares = observer(pack, block, hidden)
+        seen = observer(pack, block, hidden)
+        hidden, squares = seen.hidden, seen.squares
         assert set(squares) == set(INPUTS)
         for name, values in squares.items():
             np.testing.assert_allclose(values, wanted[block, name], rtol=2e-3, atol=1e-6)
@@ -75,12 +78,13 @@ class Recorder:
         self.blocks: list[int] = []
         self.squares: dict[int, Squares] = defaultdict(dict)
 
-    def __call__(self, pack: Pack, block: int, hidden: NDArray[np.float32]) -> tuple[NDArray[np.float32], Squares]:
+    def __call__(self, pack: Pack, block: int, hidden: NDArray[np.float32]) -> Seen:
         if block == self._stop_at:
             raise KeyboardInterrupt
         self.blocks.append(block)
-        after, self.squares[block] = self._observer(pack, block, hidden)
-        return after, self.squares[block]
+        seen = self._observer(pack, block, hidden)
+        self.squares[block] = seen.squares
+        return seen
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,9 @@ def test_every_family_is_weighed_into_packs_of_the_same_forms(kind: str, tmp_pat
     assert recorder.blocks == [0, 1]
     for one, other in zip(open_packs(weighed, tmp_path, 0, 2), open_packs(plain, tmp_path, 0, 2), strict=True):
         assert one.linears == other.linears
-        assert one.tensors == other.tensors
+        own = {name: (place.dtype, place.shape) for name, place in one.tensors.items() if name not in KV_TENSORS}
+        assert own == {name: (place.dtype, place.shape) for name, place in other.tensors.items()}
+        assert set(one.tensors) > KV_TENSORS
         changed = {name for name in one.linears if (one.read(f"{name}.codes") != other.read(f"{name}.codes")).any()}
         # Of what experts read between their two layers, the kernel shows nothing.
         assert changed == set(one.linears) - {"experts_down"}
@@ -156,16 +162,49 @@ def test_plain_and_weighed_packs_are_remembered_apart(checkpoint: Path, whole: t
     assert prepare(Checkpoint.open(checkpoint), INT4, directory, observer=with_none) == packed
 
 
-def test_eight_bits_need_no_observer(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
+def test_nothing_is_observed_that_nobody_reads(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
     recorder = Recorder(observer)
-    prepare(Checkpoint.open(checkpoint), WeightFormat(8, 32), tmp_path, observer=recorder)
+    source, int8 = Checkpoint.open(checkpoint), WeightFormat(8, 32)
+    packed = prepare(source, int8, tmp_path, observer=recorder, kv_scales=False)
+    prepare(source, INT4, tmp_path, observer=recorder, weighed=False, kv_scales=False)
     assert recorder.blocks == []
+    assert packed == prepare(source, int8, tmp_path)
+    prepare(source, INT4, tmp_path, observer=recorder, kv_scales=False)
+    assert recorder.blocks == [0, 1, 2]
+
+
+def test_eight_bits_are_observed_for_kv_alone(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
+    recorder = Recorder(observer)
+    fmt = WeightFormat(8, 32)
+    observed = prepare(Checkpoint.open(checkpoint), fmt, tmp_path, observer=recorder)
+    assert recorder.blocks == [0, 1, 2]
+    assert prepare(Checkpoint.open(checkpoint), fmt, tmp_path).head == observed.head
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3-partial", "smollm3"])
+def test_scales_reach_beyond_all_keys_and_values_of_transformers(kind: str, tmp_path: Path) -> None:
+    """At any position, of the tokens that were observed: keys turn with it."""
+    path = make_checkpoint(tmp_path / "m", kind, num_hidden_layers=N_BLOCKS)
+    source = Checkpoint.open(path)
+    packed = prepare(source, INT4, tmp_path, observer=BlockObserver(source.config, 1))
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = random_tokens(packed.config.vocab_size)
+    for shift in (0, 37):
+        with torch.no_grad():
+            positions = torch.arange(shift, shift + len(ids)).unsqueeze(0)
+            cache = model(torch.tensor([ids]), position_ids=positions, use_cache=True).past_key_values
+        for block, pack in enumerate(open_packs(packed, tmp_path, 0, N_BLOCKS)):
+            for name, kept in (("key_scales", cache.layers[block].keys), ("value_scales", cache.layers[block].values)):
+                most = kept[0].abs().amax(1).numpy().reshape(-1)  # [n_kv_heads head_dim]
+                reach = 127 * pack.read(name)
+                assert (most < 1.02 * reach).all()  # 8 bits of weights are observed
+                assert (reach < 8 * most + np.median(reach)).all()
 
 
 def test_a_model_that_computes_no_numbers_is_refused(checkpoint: Path, observer: BlockObserver, tmp_path: Path) -> None:
-    def broken(pack: Pack, block: int, hidden: NDArray[np.float32]) -> tuple[NDArray[np.float32], Squares]:
-        after, squares = observer(pack, block, hidden)
-        return after, {**squares, "down": squares["down"] * np.float32("inf")}
+    def broken(pack: Pack, block: int, hidden: NDArray[np.float32]) -> Seen:
+        seen = observer(pack, block, hidden)
+        return replace(seen, squares={**seen.squares, "down": seen.squares["down"] * np.float32("inf")})
 
     with pytest.raises(ModelError, match="block 0") as refused:
         prepare(Checkpoint.open(checkpoint), INT4, tmp_path, observer=broken)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdi.engine.observe import BlockObserver
 from mdi.errors import ModelError
 from mdi.model.checkpoint import Checkpoint
 from mdi.model.config import ModelConfig
@@ -21,7 +22,7 @@ from tests.checkpoints import KINDS, edit_json, make_checkpoint
 @pytest.mark.parametrize("kind", KINDS)
 def test_packs_are_as_large_as_the_plan_counts(tmp_path: Path, kind: str, fmt: WeightFormat) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "model", kind))
-    packed = prepare(checkpoint, fmt, tmp_path / "packs")
+    packed = prepare(checkpoint, fmt, tmp_path / "packs", observer=BlockObserver(checkpoint.config, 1))
 
     def tensor_bytes(filename: str) -> int:
         return sum(tensor.n_bytes for tensor in open_pack(tmp_path / "packs" / filename).tensors.values())

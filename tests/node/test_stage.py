@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mdi.engine.protocol import StageShape
 from mdi.errors import FrameError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
@@ -91,3 +92,12 @@ def test_a_slot_may_go_back_but_not_forward() -> None:
     stage.compute(frame(step=1, rows=(Row(0, 1, 1, 1),)))
     with pytest.raises(FrameError, match="position 3"):
         stage.compute(frame(step=2, rows=(Row(0, 3, 1, 1),)))
+
+
+def test_kv_is_counted_in_its_own_type_and_8_bits_with_what_a_step_expands() -> None:
+    values = 2 * 2 * 32 * CONFIG.n_kv_heads * CONFIG.head_dim  # keys and values, slots, tokens
+    shapes = [replace(SPEC.shape, kv_type=kv_type) for kv_type in (KvType.FP32, KvType.HALF, KvType.INT8)]
+    fp32, half, int8 = (replace(SPEC, shape=shape).memory_bytes for shape in shapes)
+    assert fp32 - half == 2 * values
+    assert half - int8 == values - shapes[2].step_bytes(CONFIG)
+    assert shapes[2].step_bytes(CONFIG) == 2 * 4 * values  # in fp32, before and after the kernel

@@ -17,6 +17,7 @@ from mdi.engine.backend import Backend
 from mdi.engine.protocol import Engine, StageShape
 from mdi.errors import NoRoom, PeerError
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.packs import Pack, PackKind, write_pack
 from mdi.node.packs import PackStore
 from mdi.node.stage import StageSpec
@@ -113,6 +114,18 @@ async def test_room_for_a_conversation_that_has_not_grown_yet_is_not_offered_to_
     assert bench.stages.offered_bytes == bench.available - kv_bytes
     stage.compute(frame())  # 5 of the 2 x 32 tokens
     assert bench.stages.offered_bytes == bench.available - kv_bytes * 59 // 64
+
+
+@pytest.mark.parametrize("kept", KvType)
+async def test_promises_count_kv_in_its_own_type(bench: Bench, kept: KvType) -> None:
+    bench.spec = replace(bench.spec, shape=replace(SPEC.shape, kv_type=kept))
+    bench.loader.gate.set()
+    stage = await bench.stages.load(bench.of("s", epoch=SPEC.target.epoch))
+    stage.compute(frame())  # 5 of the 2 x 32 tokens
+    values = 2 * SPEC.config.n_kv_heads * SPEC.config.head_dim  # of a token: a key and a value
+    # A step expands 64 tokens to fp32, into the kernel and out of it. Accelerators take all of KV when they load.
+    wanted = {KvType.FP32: 59 * 4 * values, KvType.INT8: 59 * values + 64 * 2 * 4 * values, KvType.HALF: 0}
+    assert bench.stages.promised_bytes == wanted[kept]
 
 
 async def test_a_stage_is_freed_when_its_lease_is_over_and_not_before(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Stages are leased from the moment that they are loaded."""
+"""Stages are what the workload says, and leased from the moment that they are loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mdi.model.kv import KvType
 from mdi.model.packed import PackedModel
 from mdi.node.stage import StageSpec
 from mdi.pipeline.deploy import deploy
@@ -30,11 +31,13 @@ class Node:
         self.can_load.set()
         self.is_watched = False
         self.unloaded = 0
+        self.asked: StageSpec | None = None
 
     async def missing(self, refs: tuple[Any, ...]) -> tuple[Any, ...]:
         return ()
 
     async def load(self, spec: StageSpec) -> None:
+        self.asked = spec
         await self.can_load.wait()
 
     async def watch(self, session: str, on_status: Callable[[Any], None]) -> None:
@@ -54,8 +57,15 @@ def deployed(nodes: dict[str, Node]) -> Any:
     stages += [Stage(name, name, BlockRange(i, i + 1), 0) for i, name in enumerate(nodes, 1)]
     plan: Plan = SimpleNamespace(stages=tuple(stages))  # type: ignore[assignment]
     packed: PackedModel = SimpleNamespace(config=SPEC.config, fmt=SPEC.fmt, blocks=SPEC.packs * len(stages))  # type: ignore[assignment]
-    workload: Workload = SimpleNamespace(n_slots=1, ctx=32, chunk_tokens=16)  # type: ignore[assignment]
+    workload: Workload = SimpleNamespace(n_slots=1, ctx=32, chunk_tokens=16, kv_type=KvType.INT8)  # type: ignore[assignment]
     return deploy(plan, nodes, packed, Path(), workload, "tiny", lambda _: None)  # type: ignore[arg-type]
+
+
+async def test_nodes_are_asked_for_the_workloads_type_of_kv() -> None:
+    node = Node()
+    async with asyncio.timeout(DEADLINE_S), deployed({"node": node}):
+        assert node.asked is not None
+        assert node.asked.shape.kv_type is KvType.INT8
 
 
 async def test_a_loaded_stage_is_leased_while_another_node_still_loads() -> None:

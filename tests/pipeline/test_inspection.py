@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from mdi.engine.protocol import StageShape
 from mdi.errors import UserError
 from mdi.model.gguf import types
+from mdi.model.kv import KvType
 from mdi.model.packed import prepare
 from mdi.model.quantise import Quant, WeightFormat
 from mdi.model.source import Model, resolve
@@ -43,7 +43,10 @@ def test_gguf_is_told_by_its_headers(twins: tuple[Path, Path], tmp_path: Path) -
     packed = prepare(Model(resolve(str(file))).checkpoint, WeightFormat(4, 32), tmp_path)
     assert 0 <= packed.block_bytes - found.block_bytes < NEAR
     assert 0 <= packed.head.n_bytes - found.head_bytes < NEAR
-    assert found.kv_bytes_per_token == StageShape(1, 1, 1).kv_bytes(found.config, found.config.n_blocks)
+    assert found.kv_type is KvType.INT8
+    assert found.kv_bytes_per_token == 2 * found.config.n_blocks * found.config.n_kv_heads * found.config.head_dim
+    for exact in (inspect(resolve(str(file)), Quant.NONE), inspect(resolve(str(file)), Quant.AUTO, kv_type=KvType.FP32)):
+        assert exact.kv_bytes_per_token == 4 * found.kv_bytes_per_token
     assert (
         inspect(resolve(str(file)), Quant.INT4).block_bytes
         < found.block_bytes

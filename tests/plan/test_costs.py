@@ -83,3 +83,12 @@ def test_a_problem_has_a_starter_different_ids_and_all_links():
         Problem(MODEL, (NODE, NODE), starter, {})
     with pytest.raises(InternalError, match="from b to a"):
         Problem(MODEL, (NODE, other), starter, {("a", "b"): LinkCost(0.0, 0.0)})
+
+
+def test_a_device_that_keeps_kv_in_another_type_holds_another_number_of_blocks() -> None:
+    stage = StageTime(0.0, 1.0)
+    nodes = [NodeCost(name, name, 850, stage, stage, kv_bytes_per_token=kv) for name, kv in (("a", None), ("b", 0), ("c", 10))]
+    links = {(a.node_id, b.node_id): LinkCost(1, 1) for a in nodes for b in nodes if a is not b}
+    problem = Problem(MODEL, tuple(nodes), StarterCost(0.0, 0.0, 0), links)
+    assert [problem.block_limit(i) for i in range(3)] == [5, 8, 2]  # 100 bytes and 30 tokens of 2, 0 and 10 bytes
+    assert [problem.bytes_needed(i, 2) for i in range(3)] == [370, 250, 850]

@@ -9,6 +9,7 @@ import pytest
 
 from mdi.engine.backend import ONNX, choose_backend
 from mdi.model.config import ModelConfig
+from mdi.model.kv import KvType
 from mdi.model.quantise import WeightFormat
 from mdi.profile.blocks import BlockTimes
 from mdi.profile.cache import MAX_AGE_S, MOST_FILES, ProfileCache
@@ -79,8 +80,9 @@ def test_entries_are_shared_by_what_runs_alike_and_by_nothing_else(
     assert blocks(cache, tiny, ctx=65) != first
     assert cache.blocks(tiny, INT4, threads=2, ctx=64, chunk_tokens=16) != first
     assert cache.blocks(tiny, INT4, threads=1, ctx=64, chunk_tokens=8) != first
+    assert cache.blocks(tiny, INT4, threads=1, ctx=64, chunk_tokens=16, kv_type=KvType.INT8) != first
     assert cache.blocks(tiny, WeightFormat(8, 128), threads=1, ctx=64, chunk_tokens=16) != first
-    assert len(files(tmp_path)) == 6
+    assert len(files(tmp_path)) == 7
 
 
 def test_each_device_and_version_of_its_runtime_has_its_own_entries(tiny: ModelConfig, tmp_path: Path) -> None:

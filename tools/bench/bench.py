@@ -11,6 +11,9 @@ from rich.table import Table
 
 from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
+from mdi.engine.protocol import StageShape
+from mdi.model.checkpoint import read_config
+from mdi.pipeline.problem import chosen_kv_type
 from tools.bench.rates import RATES, Contender
 from tools.llama_cpp import available_cores
 from tools.make_checkpoint import make_checkpoint
@@ -59,6 +62,11 @@ class Bench:
                 home.packs_path.rmdir()
                 home.packs_path.symlink_to(packs)
         return home.path
+
+    def kv_bytes(self, n_blocks: int, slots: int = 1) -> int:
+        """What prompt and answer of each slot leave in KV, of the type that MDI has with these weights."""
+        shape = StageShape(slots, self.args.prompt + self.args.new, 1, chosen_kv_type(self.args.quant, None))
+        return shape.kv_bytes(read_config(self.model), n_blocks)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

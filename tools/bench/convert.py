@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 from mdi.engine.observe import BlockObserver
+from mdi.model.kv import KvType
 from mdi.model.packed import prepare
 from mdi.model.quantise import Quant
 from mdi.model.source import Model, resolve
+from mdi.pipeline.problem import chosen_kv_type
 from tools.llama_cpp import available_cores, peak_rss_bytes
 
 
@@ -24,8 +26,9 @@ def main() -> None:
     args = parser.parse_args()
     model = Model(resolve(args.model))
     start = time.perf_counter()
-    observer = BlockObserver(model.config, len(available_cores())) if args.quant.weighed else None
-    prepare(model.weights(args.quant), model.weight_format(args.quant, args.block), args.packs, observer=observer)
+    weights, fmt = model.weights(args.quant), model.weight_format(args.quant, args.block)
+    observer, scales = BlockObserver(model.config, len(available_cores())), chosen_kv_type(args.quant, None) is KvType.INT8
+    prepare(weights, fmt, args.packs, observer=observer, weighed=args.quant.weighed, kv_scales=scales)
     seconds = time.perf_counter() - start
     checkpoint_bytes = sum(path.stat().st_size for path in Path(args.model).glob("*.safetensors"))
     facts = {"seconds": seconds, "peak_bytes": peak_rss_bytes(os.getpid()), "checkpoint_bytes": checkpoint_bytes}

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from mdi.model.quantise import Quant
 from mdi.model.source import Model, resolve
+from mdi.pipeline.problem import chosen_kv_type
 from tools.bench.bench import Bench
 from tools.bench.processes import MdiProcess
 from tools.bench.rates import Contender, compete, llama
@@ -43,11 +44,12 @@ def same_file(bench: Bench, kind: str, threads: int) -> None:
 
 
 def quality(bench: Bench, kind: str) -> None:
-    """Perplexity, and KL to the file's own values computed in fp32, of every way to take it."""
+    """Perplexity, and KL to the file's own values computed in fp32, of every way to take it, with KV as MDI keeps it then."""
     args = bench.args
     model = Model(resolve(str(bench.gguf(kind))))
     text = spoken(model, *TEXT, len(available_cores()))
-    choices = [(Quant.AUTO, args.blocks[0]), *((args.quant, block) for block in args.blocks)]
+    ways = [(Quant.AUTO, args.blocks[0]), *((args.quant, block) for block in args.blocks)]
+    choices = [(quant, block, chosen_kv_type(quant, None)) for quant, block in ways]
     bench.say(f"{kind}: {text.n_scored} tokens of {text.origin}\n{HEADER}")
     shown: list[Result] = []
 

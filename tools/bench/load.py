@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdi.engine.protocol import StageShape
 from mdi.errors import ModelError
-from mdi.model.checkpoint import read_config
 from tools.bench.bandwidth import weight_bytes
 from tools.bench.bench import Bench
 from tools.bench.processes import MdiProcess
@@ -48,7 +46,7 @@ def starts(bench: Bench, threads: int) -> None:
 
     mdi()  # makes the packs, measures the device
     llama_cpp()
-    needed = weight_bytes(bench, block) + _kv_bytes(bench)
+    needed = weight_bytes(bench, block) + bench.kv_bytes(bench.shape.blocks)
     engines = {"mdi": mdi, "llama.cpp": llama_cpp}
     for where, forget in (("in the page cache", False), ("on the disk", True)):
         found = _alternate(engines, args.rounds, [(home / "packs").resolve(), bench.gguf()] if forget else [])
@@ -98,8 +96,3 @@ def forget(path: Path) -> None:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
-
-
-def _kv_bytes(bench: Bench) -> int:
-    config = read_config(bench.model)
-    return StageShape(1, bench.args.prompt + bench.args.new, 1).kv_bytes(config, config.n_blocks)

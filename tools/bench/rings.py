@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from mdi.engine.protocol import StageShape
 from mdi.model.checkpoint import read_config
 from mdi.model.packed import packed_bytes
 from mdi.model.quantise import WeightFormat
@@ -135,7 +134,7 @@ def _report_memory(bench: Bench, name: str, pid: int, n_blocks: int, idle: int, 
     """Of a worker: what its stage takes at most, beside the weights and the KV that this benchmark writes."""
     config, args = read_config(bench.model), bench.args
     weights = n_blocks * packed_bytes(config, WeightFormat(4, args.blocks[-1]))[0]
-    kv = StageShape(slots, args.prompt + args.new, 1).kv_bytes(config, n_blocks)
+    kv = bench.kv_bytes(n_blocks, slots)
     peak = peak_rss_bytes(pid)
     ratio = (peak - idle) / (weights + kv)
     shown = f"({peak >> 20} - {idle >> 20} MiB of an idle node) / ({weights >> 20} + {kv >> 20} MiB) = {ratio:.3f}"
