@@ -70,6 +70,8 @@ def plan(
     """
     from mdi.cli.starting import starter_options
 
+    if more_nodes and not nodes:
+        raise UserError(f"{more_nodes[0]!r} has no place here", hint="cluster files come after --nodes")
     if not nodes:
         model = here(model, offline=offline, silent=as_json, weights=False)
     options = starter_options(
@@ -77,8 +79,6 @@ def plan(
         min_nodes=min_nodes, split=split, pin=pin, exclude=exclude, no_battery=no_battery, peer=peer,
         discovery=not no_discovery, wait=wait, threads=threads, device=device, max_memory=max_memory, refresh=refresh,
     )  # fmt: skip
-    if more_nodes and not nodes:
-        raise UserError(f"{more_nodes[0]!r} has no place here", hint="cluster files come after --nodes")
     if nodes:
         from mdi.cli.paper import plan_files
         from mdi.plan.costs import Load

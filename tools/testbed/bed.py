@@ -282,12 +282,12 @@ class Testbed:
         self.met_by = "peers"
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What `mdi nodes --json` prints on the starter's device."""
+        """The nodes that `mdi nodes --json` lists on the starter's device."""
         command = (sys.executable, "-m", "mdi.cli.app", "nodes", "--json", "--wait", f"{LISTEN_S:g}")
         done = self.run(command, limited=False, timeout_s=LOOK_TIMEOUT_S)
         if done.returncode:
             raise ClusterError(f"mdi nodes failed: {done.stderr.strip()}")
-        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["nodes"]
         return rows
 
     def _port(self, node: NodeSpec) -> int:
