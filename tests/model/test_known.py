@@ -8,6 +8,7 @@ import pytest
 
 from mdi.errors import ModelError
 from mdi.model.known import SHAPES, known_config
+from mdi.model.kv import scale_bytes
 from mdi.model.layout import block_layout, default_block
 from mdi.model.packed import decode_bytes, packed_bytes
 from mdi.model.quantise import WeightFormat
@@ -44,7 +45,8 @@ def test_a_token_reads_the_published_active_parameters_of_a_mixture(name: str) -
 def test_a_token_reads_all_of_a_dense_block(name: str) -> None:
     config = known_config(name)
     fmt = WeightFormat(4, default_block(config))
-    assert decode_bytes(config, fmt) == packed_bytes(config, fmt)[0]
+    scales = scale_bytes(config.n_kv_heads, config.head_dim)  # of KV: no weights, and read with the KV
+    assert decode_bytes(config, fmt) + scales == packed_bytes(config, fmt)[0]
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mdi.model.known import known_config
-from mdi.model.packed import packed_bytes
+from mdi.model.packed import decode_bytes
 from mdi.model.quantise import WeightFormat
 from mdi.profile.attention import ATTENTION_SLOWER, ContextTime, attention_operations, block_operations
 
@@ -14,7 +14,7 @@ FMT = WeightFormat(4, 256)
 
 def test_a_token_of_context_is_read_in_proportion_to_the_blocks_own_bytes() -> None:
     config = known_config("llama-7b")
-    block_bytes = packed_bytes(config, FMT)[0]
+    block_bytes = decode_bytes(config, FMT)
     kv_bytes = 2 * 32 * 128 * 4  # keys and values, heads, values of a head, fp32
     more = ContextTime.of(config, FMT, kv_bytes_per_token=kv_bytes, decode_block_s=0.010, prefill_block_s=0.5, chunk_tokens=64)
     assert more.decode_s == pytest.approx(ATTENTION_SLOWER * 0.010 * kv_bytes / block_bytes)
