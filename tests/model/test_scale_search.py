@@ -36,7 +36,11 @@ def test_no_block_gets_worse(seed: int, columns: int, bits: int, tail: float, sp
     squares = np.exp(spread * rng.standard_normal(columns)).astype(np.float32)
     fmt = WeightFormat(bits, 32)
     plain, searched = (block_errors(weight, fmt, squares, searched=searched) for searched in (False, True))
-    assert (searched <= plain * (1 + 1e-4) + 1e-12).all()
+    padded = np.zeros((3, -(-columns // 32) * 32))
+    padded[:, :columns] = weight
+    energy = (padded.reshape(3, -1, 32) ** 2 * block_weights(squares, 32)).sum(-1)
+    # The search compares sums of squares in fp32: beside one value of thousands, errors of hundreds are below their rounding.
+    assert (searched <= plain * (1 + 1e-4) + 1e-6 * energy + 1e-12).all()
 
 
 def test_outputs_are_much_nearer_where_some_inputs_are_large() -> None:
