@@ -43,6 +43,7 @@ def simulate(
     min_nodes: given.MinNodes = 1,
     quant: given.Quant = "auto",
     block: given.Block = None,
+    kv_type: given.KvType = "auto",
     ctx: given.Ctx = None,
 ) -> None:
     """Run conversations on a cluster on paper: throughput, waiting times, and how idle each stage is.
@@ -52,13 +53,15 @@ def simulate(
     from pathlib import Path
 
     from mdi.cli.options import parse_wishes
+    from mdi.cli.starting import parse_kv_type
     from mdi.model.quantise import Quant
     from mdi.pipeline.api import StarterOptions
+    from mdi.pipeline.choice import best_plan
     from mdi.plan.costs import Load
     from mdi.plan.explain import split_text
     from mdi.plan.plan import Objective
     from mdi.plan.text import counted
-    from mdi.simulate.design import best_plan, design
+    from mdi.simulate.design import design
     from mdi.simulate.report import report, report_json, report_text
     from mdi.simulate.run import simulate as run
     from mdi.simulate.traffic import Traffic
@@ -66,7 +69,8 @@ def simulate(
     traffic = Traffic(conversations, prompt_tokens, answer_tokens, rate, seed=seed)
     deaths = tuple(_death(text) for text in kill or ())
     options = StarterOptions(
-        model=model, quant=Quant(quant), block=block, ctx=ctx, n_slots=slots or min(conversations, DEFAULT_SLOTS),
+        model=model, quant=Quant(quant), block=block, kv_type=parse_kv_type(kv_type), ctx=ctx,
+        n_slots=slots or min(conversations, DEFAULT_SLOTS),
         objective=Objective(objective), mixed_share=busy_share, min_nodes=min_nodes,
         wishes=parse_wishes(pin, exclude, no_battery=no_battery),
     )  # fmt: skip

@@ -178,18 +178,7 @@ async def draw_problem(
     profiles = await _profile_others(
         house, workload, refresh, lambda done: on_progress(Progress("profile", label, 1 + done, total))
     )
-    workers = [
-        workload.node_cost(
-            neighbour.info.node_id,
-            neighbour.info.name,
-            profile.memory_offered_bytes,
-            StageTime(profile.decode.overhead_s, profile.decode.block_s),
-            StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
-            on_battery=neighbour.info.on_battery,
-            backend=_backend_of(neighbour),
-        )
-        for neighbour, profile in profiles
-    ]
+    workers = [worker_cost(workload, neighbour.info, profile) for neighbour, profile in profiles]
     links = await _links(house, [neighbour for neighbour, _ in profiles], workload, refresh, on_progress)
     head_bytes = int(RESIDENT_FACTOR * workload.head_bytes)
     return Problem(
@@ -236,10 +225,18 @@ async def _profile_others(house: House, workload: Workload, refresh: bool, on_do
     return sorted(done, key=lambda each: each[0].info.node_id)
 
 
-def _backend_of(neighbour: Neighbour) -> Backend:
-    """What another node computes on, as far as KV depends on it."""
-    device = neighbour.info.device or CPU
-    return ONNX if device == CPU else Backend(device, neighbour.info.accelerator or None, "torch")
+def worker_cost(workload: Workload, info: pb.NodeInfo, profile: pb.NodeProfile) -> NodeCost:
+    """Another node, by what it says of itself and measured. An empty `device` is that of nodes that know only CPUs."""
+    device = info.device or CPU
+    return workload.node_cost(
+        info.node_id,
+        info.name,
+        profile.memory_offered_bytes,
+        StageTime(profile.decode.overhead_s, profile.decode.block_s),
+        StageTime(profile.prefill.overhead_s, profile.prefill.block_s),
+        on_battery=info.on_battery,
+        backend=ONNX if device == CPU else Backend(device, info.accelerator or None, "torch"),
+    )
 
 
 def _device(neighbour: Neighbour) -> str:

@@ -23,6 +23,7 @@ from mdi.model.source import Model, resolve
 from mdi.node.daemon import SWITCH_INTERVAL_S
 from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
+from mdi.pipeline.choice import best_plan
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.deploy import Deployment, deploy
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
@@ -33,8 +34,8 @@ from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
 from mdi.plan.forecast import steps_in_flight
 from mdi.plan.plan import Plan
-from mdi.plan.solve import manual, solve
-from mdi.plan.wishes import permitted, starter_min_blocks
+from mdi.plan.solve import manual
+from mdi.plan.wishes import permitted
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import keep_large_blocks_apart
 from mdi.wire.frame import FrameLimits
@@ -187,27 +188,13 @@ async def _plan(
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
     try:
         problem = permitted(problem, options.wishes)
-        plan = _choose(problem, options)
+        plan = best_plan(problem, options) if options.split is None else _by_hand(problem, options.split)
     except MdiError as error:
         for sentence in left_out:
             error.add_note(sentence)
         raise
     notices = (*model.notices(options.quant), *ctx_notices(options.ctx, model.config))
     return Planned(model.source.name, problem, plan, (*notices, *left_out, *house.notices))
-
-
-def _choose(problem: Problem, options: StarterOptions) -> Plan:
-    if options.split is not None:
-        return _by_hand(problem, options.split)
-    pins = options.wishes.pins
-    return solve(
-        problem,
-        options.objective,
-        min_nodes=options.min_nodes,
-        starter_min_blocks=starter_min_blocks(problem, pins),
-        pins=pins,
-        mixed_share=options.mixed_share,
-    )
 
 
 def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:

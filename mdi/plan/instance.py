@@ -123,3 +123,25 @@ def instance_of(problem: Problem, starter_min_blocks: int, pins: Mapping[int, Bl
         hop_s=problem.hop_decode_s(),
         pins=pins,
     )
+
+
+def best_choice(step_s: Floats, n_workers: Ints, *, fewest_first: bool) -> tuple[int, int] | None:
+    """(row, set of workers) with the shortest of the steps [choices, sets]; None if none is finite.
+
+    Equal steps: fewer workers, then the earlier row, then the earlier set. With `fewest_first` the workers count before the step.
+    """
+    candidates = np.isfinite(step_s)
+    if not candidates.any():
+        return None
+
+    def fewest() -> Bools:
+        most = n_workers.max()
+        few: Bools = n_workers == np.where(candidates, n_workers, most).min()
+        return few
+
+    if fewest_first:
+        candidates &= fewest()
+    candidates &= step_s <= step_s[candidates].min() * (1 + TIE)
+    candidates &= fewest()
+    row, chosen = np.argwhere(candidates)[0]
+    return int(row), int(chosen)

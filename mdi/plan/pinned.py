@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdi.plan.instance import TIE, Floats, Instance, Ring
+from mdi.plan.instance import Floats, Instance, Ring, best_choice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,14 +53,10 @@ def shortest_pinned_ring(instance: Instance, min_nodes: int, *, fewest_first: bo
         closed_s = (way_s[:, :, -1] + instance.hop_s[1:, 0]).min(axis=1, initial=np.inf)
         closed_s[0] = own_s[-1]
         step_s[choice] = np.where(n_workers + on_starter >= min_nodes, closed_s, np.inf)
-    candidates = np.isfinite(step_s)
-    if not candidates.any():
+    best = best_choice(step_s, n_workers, fewest_first=fewest_first)
+    if best is None:
         return None
-    if fewest_first:
-        candidates &= n_workers == np.where(candidates, n_workers, workers).min()
-    candidates &= step_s <= step_s[candidates].min() * (1 + TIE)
-    candidates &= n_workers == np.where(candidates, n_workers, workers).min()
-    choice, chosen = (int(index) for index in np.argwhere(candidates)[0])
+    choice, chosen = best
     return search.trace(*ways[choice], chosen, float(step_s[choice, chosen]))
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdi.plan.instance import TIE, Bools, Floats, Instance, Ints, Ring
+from mdi.plan.instance import Bools, Floats, Instance, Ints, Ring, best_choice
 
 
 def shortest_ring(instance: Instance, min_nodes: int, *, fewest_first: bool = False) -> Ring | None:
@@ -40,14 +40,10 @@ def shortest_ring(instance: Instance, min_nodes: int, *, fewest_first: bool = Fa
         choices.append((np.where(feasible, stages_s + tours.closed_s, np.inf), counts))
 
     step_s = np.stack([step for step, _ in choices])  # [choices, sets]
-    candidates = np.isfinite(step_s)
-    if not candidates.any():
+    best = best_choice(step_s, n_workers, fewest_first=fewest_first)
+    if best is None:
         return None
-    if fewest_first:
-        candidates &= n_workers == np.where(candidates, n_workers, workers).min()
-    candidates &= step_s <= step_s[candidates].min() * (1 + TIE)
-    candidates &= n_workers == np.where(candidates, n_workers, workers).min()
-    choice, chosen = np.argwhere(candidates)[0]
+    choice, chosen = best
     order = (0, *(worker + 1 for worker in tours.order(int(chosen))))
     counts = choices[choice][1][chosen]
     return Ring(order, tuple(int(counts[node]) for node in order), float(step_s[choice, chosen]))

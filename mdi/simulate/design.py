@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mdi.errors import UserError
 from mdi.pipeline.api import StarterOptions
+from mdi.pipeline.choice import best_plan
 from mdi.pipeline.problem import Workload
 from mdi.plan.costs import Load, Problem
 from mdi.plan.plan import Plan
-from mdi.plan.solve import solve
-from mdi.plan.wishes import permitted, starter_min_blocks
+from mdi.plan.wishes import permitted
 from mdi.simulate.problem import cluster_problem, known_workload
 from mdi.simulate.profiles import read_cluster
 
@@ -34,16 +34,3 @@ def design(path: Path, options: StarterOptions, load: Load, prompt_tokens: int) 
     workload = known_workload(options.model, options.quant, options.block, options.ctx, options.n_slots, options.kv_type)
     problem = permitted(cluster_problem(cluster, workload, load=load, prompt_tokens=prompt_tokens), options.wishes)
     return Design(cluster.title, workload, problem, best_plan(problem, options))
-
-
-def best_plan(problem: Problem, options: StarterOptions) -> Plan:
-    """The plan that the options ask for."""
-    pins = options.wishes.pins
-    return solve(
-        problem,
-        options.objective,
-        min_nodes=options.min_nodes,
-        starter_min_blocks=starter_min_blocks(problem, pins),
-        pins=pins,
-        mixed_share=options.mixed_share,
-    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mdi.engine.backend import MPS, ONNX, TORCH_CPU, Backend
+from mdi.engine.backend import CPU, MPS, ONNX, TORCH_CPU, Backend
 from mdi.model.kv import KvType
 from mdi.model.quantise import Quant
 from mdi.model.source import Model, resolve
 from mdi.node.stage import STAGE_BYTES
 from mdi.pipeline.api import StarterOptions
-from mdi.pipeline.problem import Workload
+from mdi.pipeline.problem import Workload, worker_cost
+from mdi.wire import mdi_pb2 as pb
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,16 @@ def test_each_device_counts_kv_as_it_keeps_it(demo: Model) -> None:
     values = 2 * demo.config.n_kv_heads * demo.config.head_dim
     found = [workload.kv_bytes_per_token(each) for each in (ONNX, Backend(MPS, "M4", "2"), Backend(TORCH_CPU, None, "2"))]
     assert found == [values, 2 * values, 4 * values]
+
+
+@pytest.mark.parametrize(("device", "value_bytes"), [("", 1), (CPU, 1), ("cuda:0", 2), (TORCH_CPU, 4)])
+def test_a_worker_is_planned_with_the_kv_of_its_own_device(demo: Model, device: str, value_bytes: int) -> None:
+    times = pb.LinearTime(overhead_s=0.001, block_s=0.002)
+    info = pb.NodeInfo(node_id="w", name="attic", device=device, on_battery=True)
+    workload = Workload.of(demo, StarterOptions(kv_type=KvType.INT8))
+    cost = worker_cost(workload, info, pb.NodeProfile(memory_offered_bytes=7, decode=times, prefill=times))
+    assert cost.kv_bytes_per_token == value_bytes * 2 * demo.config.n_kv_heads * demo.config.head_dim
+    assert (cost.name, cost.memory_bytes, cost.on_battery) == ("attic", 7, True)
 
 
 def test_plans_leave_room_for_what_a_step_expands(demo: Model) -> None:

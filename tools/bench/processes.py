@@ -18,7 +18,24 @@ from tools.llama_cpp import peak_rss_bytes
 START_TIMEOUT_S = 60.0
 
 
-class MdiProcess:
+class Child:
+    """A process that answers a line with a line, and ends when its input does."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+class MdiProcess(Child):
     """A starter in a process of its own (see `tools/mdi_child.py`)."""
 
     def __init__(self, home: Path, model: Path, *, threads: int, cores: str, **options: Any) -> None:
@@ -28,7 +45,7 @@ class MdiProcess:
             for each in value if isinstance(value, (list, tuple)) else [value]:
                 command.append(f"--{name.replace('_', '-')}={each}")
         start = time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        super().__init__(command)
         self.facts = self._read()
         self.start_s = time.perf_counter() - start
 
@@ -58,16 +75,6 @@ class MdiProcess:
     def peak_rss_bytes(self) -> int:
         return peak_rss_bytes(self._process.pid)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -77,12 +84,12 @@ class MdiProcess:
         return reply
 
 
-class Reader:
+class Reader(Child):
     """Reads memory as fast as it can, in a process of its own (see `tools/bench/reader.py`)."""
 
     def __init__(self, threads: int, cores: str) -> None:
         command = [sys.executable, "-m", "tools.bench.reader", "--threads", str(threads), "--cores", cores]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        super().__init__(command)
         assert self._process.stdout is not None
         self._process.stdout.readline()
 
@@ -93,16 +100,6 @@ class Reader:
         self._process.stdin.write("again\n")
         self._process.stdin.flush()
         return float(json.loads(self._process.stdout.readline())["bytes_per_s"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
 
 
 @contextmanager
