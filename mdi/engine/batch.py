@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,17 @@ class Layout:
     query_lengths: NDArray[np.int32]  # [B]
     last_position: NDArray[np.int32]  # [B]
     total: NDArray[np.int32]  # []: longest KV after the step
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """By the names that they have in the graph."""
+        return {
+            "pad": self.pad,
+            "unpad": self.unpad,
+            "query_lengths": self.query_lengths,
+            "last_position": self.last_position,
+            "total": self.total,
+        }
 
     @property
     def reach(self) -> int:

@@ -41,8 +41,11 @@ class KvPlan:
 
     def expands(self, n_rows: int, longest: int, held: int) -> bool:
         """Whether a step of `n_rows` slots with at most `longest` new tokens each, and `held` tokens then, is computed expanded."""
-        worthwhile = longest * self.n_heads >= LEAST_PRODUCTS * self.n_kv_heads
-        return worthwhile and n_rows * self._bytes(held, self.n_kv_heads // self.groups) <= MOST_EXPANDED_BYTES
+        return self.may_expand(longest) and n_rows * self._bytes(held, self.n_kv_heads // self.groups) <= MOST_EXPANDED_BYTES
+
+    def may_expand(self, longest: int) -> bool:
+        """Whether any step with at most `longest` new tokens a slot is computed expanded."""
+        return longest * self.n_heads >= LEAST_PRODUCTS * self.n_kv_heads
 
     def most_bytes(self, n_slots: int) -> int:
         """What an expanded step takes at most."""

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mdi.engine.batch import Layout, Span
+from mdi.engine.decode_step import DecodeStep, bind_inputs, bind_output
 from mdi.engine.graph import head_graph
 from mdi.engine.huge_pages import use_huge_pages
 from mdi.engine.kv_plan import KvPlan
@@ -25,7 +26,7 @@ from mdi.model.config import ModelConfig
 from mdi.model.kv import KvType
 from mdi.model.packs import Pack
 
-CPU = "cpu"
+MOST_DECODE_STEPS = 64  # of different slots; each takes some 10 KiB a block, and is made anew in a millisecond
 
 
 def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.InferenceSession:
@@ -79,9 +80,13 @@ class OnnxEngine:
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
         self._kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
+        self._decoding: dict[tuple[int, ...], DecodeStep] = {}
         self.kv_bytes = self._kv.nbytes
 
     def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        slots = tuple([span.slot for span in spans]) if len(hidden) == len(spans) else None  # None: not all of one token
+        if slots and (step := self._decoding.get(slots)) and max([span.position for span in spans]) < self._shape.ctx:
+            return step.run(spans, hidden)
         layout = Layout.of(spans)
         if int(layout.total) > self._shape.ctx or layout.first_slot + len(layout.query_lengths) > self._shape.n_slots:
             raise InternalError(f"step outside the stage's {self._shape.n_slots} slots of {self._shape.ctx} tokens")
@@ -90,35 +95,38 @@ class OnnxEngine:
             bounds = np.cumsum([0, *(span.count for span in spans)])
             parts = itertools.pairwise(bounds)
             return np.concatenate([self.forward([s], hidden[i:j]) for s, (i, j) in zip(spans, parts, strict=True)])
+        extra = self._plan.inputs(layout) if self._plan is not None else {}
+        if slots and (self._plan is None or not self._plan.may_expand(1)):
+            self._keep(slots, layout, extra)
+            return self._decoding[slots].run(spans, hidden)
         out = np.empty(hidden.shape, np.float32)
         binding = self._binding(layout.first_slot, len(layout.query_lengths))
-        inputs: dict[str, NDArray[Any]] = {
-            "hidden": np.ascontiguousarray(hidden, np.float32),
-            "pad": layout.pad,
-            "unpad": layout.unpad,
-            "query_lengths": layout.query_lengths,
-            "last_position": layout.last_position,
-            "total": layout.total,
-        }
-        if self._plan is not None:
-            inputs |= self._plan.inputs(layout)
-        for name, array in inputs.items():
-            binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
-        binding.bind_output("hidden_out", CPU, 0, np.float32, out.shape, out.ctypes.data)
+        inputs = extra | layout.inputs | {"hidden": np.ascontiguousarray(hidden, np.float32)}
+        bind_inputs(binding, inputs)
+        bind_output(binding, "hidden_out", out)
         self._session.run_with_iobinding(binding)
         return out
 
+    def _keep(self, slots: tuple[int, ...], layout: Layout, extra: dict[str, NDArray[Any]]) -> None:
+        """The oldest makes room for the newest."""
+        while len(self._decoding) >= MOST_DECODE_STEPS:
+            del self._decoding[next(iter(self._decoding))]
+        binding = self._bound_kv(layout.first_slot, len(layout.query_lengths))
+        self._decoding[slots] = DecodeStep(self._session, binding, layout, extra, self._config.d_model)
+
     def _binding(self, first_slot: int, n_rows: int) -> ort.IOBinding:
+        if (first_slot, n_rows) not in self._bindings:
+            self._bindings[first_slot, n_rows] = self._bound_kv(first_slot, n_rows)
+        return self._bindings[first_slot, n_rows]
+
+    def _bound_kv(self, first_slot: int, n_rows: int) -> ort.IOBinding:
         """KV of neighbouring slots, bound where it lies, as input and output alike."""
-        if binding := self._bindings.get((first_slot, n_rows)):
-            return binding
         binding = self._session.io_binding()
         for i in range(self._n_blocks):
             for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
                 view = plane[first_slot : first_slot + n_rows]
-                binding.bind_input(f"past_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
-                binding.bind_output(f"present_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
-        self._bindings[first_slot, n_rows] = binding
+                bind_inputs(binding, {f"past_{kind}.{i}": view})
+                bind_output(binding, f"present_{kind}.{i}", view)
         return binding
 
 
