@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import AsyncIterator
 
 import grpc
 
@@ -12,14 +11,13 @@ from mdi.engine.thread import EngineThread
 from mdi.errors import LinkError, MdiError
 from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler, NodeAddress
+from mdi.node.results import Sink
 from mdi.node.stages import Held, Stages
 from mdi.wire.ring import Flow, target_of
 from mdi.wire.status import abort, from_rpc_error
 
 # A next node or a starter that takes no frame for so long is stuck. The starter's own deadline on a step is shorter.
 HAND_OVER_TIMEOUT_S = 60.0
-
-Sink: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 
 class RingServicer:
@@ -54,12 +52,12 @@ class RingServicer:
             results = self._stages.results(target_of(context), caller_id(context))
         except MdiError as error:
             await abort(context, error)
-        while (data := await results.get()) is not None:
-            await context.write(data)
+        await results.collect(context.write)
 
     async def _pump(self, frames: AsyncIterator[bytes], held: Held, sink: Sink) -> None:
         async for data in frames:
-            result = await self._engine.run(held.stage.compute, data)
+            run = self._engine.run_brief if held.stage.is_brief(data) else self._engine.run
+            result = await run(held.stage.compute, data)
             try:
                 async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
                     await sink(result)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 from mdi.engine.protocol import Engine, StageShape
+from mdi.engine.thread import BRIEF_S, BRIEF_TOKENS
 from mdi.errors import FrameError, PeerError, UserError
 from mdi.model.config import ModelConfig
 from mdi.model.kv import KvType
@@ -69,6 +71,7 @@ class LoadedStage:
         self._limits = spec.limits
         self._tokens_in_slot = [0] * spec.shape.n_slots
         self._written_in_slot = [0] * spec.shape.n_slots  # the most tokens that a slot ever held: their memory stays taken
+        self._short_s = math.inf  # how long the last short step took
 
     @property
     def promised_bytes(self) -> int:
@@ -82,6 +85,10 @@ class LoadedStage:
         capacity = shape.n_slots * shape.ctx
         unwritten = capacity - sum(self._written_in_slot)
         return shape.kv_bytes(config, len(self.spec.blocks)) * unwritten // capacity + shape.step_bytes(config)
+
+    def is_brief(self, data: bytes) -> bool:
+        """Whether `compute` will probably take less than BRIEF_S."""
+        return self._short_s < BRIEF_S and len(data) <= self._limits.frame_bytes(BRIEF_TOKENS)
 
     def compute(self, data: bytes) -> bytes:
         """One step: the frame for the next stage, or on the last stage the rows that the starter wants.
@@ -101,7 +108,10 @@ class LoadedStage:
         result = encode(
             frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden)
         )
-        self.busy_s += time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        self.busy_s += took_s
+        if len(frame.hidden) <= BRIEF_TOKENS:
+            self._short_s = took_s
         return result
 
     def free(self) -> None:

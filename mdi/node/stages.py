@@ -11,22 +11,19 @@ from typing import NoReturn
 from mdi.engine.backend import ONNX, Backend
 from mdi.errors import NoRoom, PeerError
 from mdi.node.packs import PackStore
+from mdi.node.results import Results
 from mdi.node.stage import LoadedStage, StageSpec
 from mdi.node.threads import in_thread
-from mdi.plan.forecast import MOST_STEPS
 from mdi.profile.memory import format_bytes
 from mdi.wire.ring import RingTarget
 
 LEASE_S = 30.0  # a starter that vanished gets this long to come back before its stage is freed
 MAX_STAGES = 16  # sessions at once; memory is refused long before
-# Results that a starter has not taken yet. It has at most that many steps in flight, so the ring never waits for it to read. They are
-# empty for all of a prompt but its end, and a few rows in decode.
-MAX_WAITING_RESULTS = MOST_STEPS
 
 
 @dataclass(slots=True)
 class Held:
-    """A stage, the results that wait for its starter (None: there will be no more), and its lease.
+    """A stage, its results when it is the last one, and its lease.
 
     `ended` is set when the stage is freed: whoever uses it ends then.
     """
@@ -34,7 +31,7 @@ class Held:
     stage: LoadedStage
     expires_s: float
     watchers: int = 0
-    results: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_RESULTS))
+    results: Results = field(default_factory=Results)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait_ended(self) -> NoReturn:
@@ -121,7 +118,7 @@ class Stages:
             raise PeerError(f"epoch {target.epoch} is over: this node is at {held.stage.spec.target.epoch}")
         return held
 
-    def results(self, target: RingTarget, starter_id: str) -> asyncio.Queue[bytes | None]:
+    def results(self, target: RingTarget, starter_id: str) -> Results:
         """What the stage's starter collects. Raises as `get` does, and PeerError when it is another starter's."""
         held = self.get(target)
         self._check_owner(held, starter_id)
@@ -172,9 +169,7 @@ class Stages:
         held = self._held.pop(session)
         held.stage.free()
         held.ended.set()
-        if held.results.full():
-            held.results.get_nowait()
-        held.results.put_nowait(None)
+        held.results.end()
         self._backend.release()
 
     def _check_owner(self, held: Held, starter_id: str) -> None:

@@ -5,6 +5,7 @@ Synchronous, and all of it in one call per frame: the starter's loop hands over 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from mdi.engine.logits import TokenLogprobs, logprobs
 from mdi.engine.protocol import Engine, Head
 from mdi.engine.sampling import sample
+from mdi.engine.thread import BRIEF_S, BRIEF_TOKENS
 from mdi.errors import FrameError, InternalError, UserError
 from mdi.model.packed import Embedding
 from mdi.pipeline.api import FinishReason
@@ -70,6 +72,7 @@ class StarterCore:
         self._limits = limits
         self._max_in_flight = max_in_flight
         self._in_flight: deque[tuple[int, Step]] = deque()
+        self._short_s = math.inf  # how long the last turn took that began a short step
         self.steps = 0
         self.local_steps = 0
 
@@ -81,19 +84,25 @@ class StarterCore:
     def can_send(self) -> bool:
         return self._scheduler.has_work and len(self._in_flight) < self._max_in_flight
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether `turn` will probably take less than BRIEF_S, and nothing else is to do meanwhile."""
+        return self._short_s < BRIEF_S and len(self._in_flight) <= 1 and self._scheduler.n_waiting <= BRIEF_TOKENS
+
     def turn(self, result: bytes | None = None) -> Turn:
         """Takes a result frame, if there is one, and starts the next step, if there is one.
 
         Raises FrameError for a result that is not that of the oldest step in flight.
         """
-        turn = Turn()
+        started, turn = time.perf_counter(), Turn()
         if result is not None:
             self._finish(result, turn)
-        if self.can_send:
-            self._start(turn)
+        if self.can_send and self._start(turn) <= BRIEF_TOKENS:
+            self._short_s = time.perf_counter() - started
         return turn
 
-    def _start(self, turn: Turn) -> None:
+    def _start(self, turn: Turn) -> int:
+        """The tokens of the step."""
         step = self._scheduler.next_step()
         if step is None:
             raise InternalError("a step without rows")
@@ -108,6 +117,7 @@ class StarterCore:
         else:
             self._in_flight.append((frame.step, step))
             turn.frame = encode(frame)
+        return len(hidden)
 
     def _finish(self, data: bytes, turn: Turn) -> None:
         if self._limits is None or not self._in_flight:

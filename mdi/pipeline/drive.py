@@ -62,7 +62,8 @@ class Drive:
         if self._ring is None:
             await self._engine.run(self._alone, asyncio.get_running_loop())
             return
-        turn = await self._engine.run(core.turn, result)
+        run = self._engine.run_brief if core.is_brief else self._engine.run
+        turn = await run(core.turn, result)
         if turn.frame is not None:
             await self._ring.send(turn.frame)
         self._deliver(turn)

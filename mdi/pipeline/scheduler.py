@@ -147,9 +147,13 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """May be asked while another thread admits or releases: each owner is read once."""
+        return self.n_waiting > 0
+
+    @property
+    def n_waiting(self) -> int:
+        """Tokens that are to be sent. May be asked while another thread admits or releases: each owner is read once."""
         owners = [slot.owner for slot in self._slots]
-        return any(owner is not None and owner.n_waiting for owner in owners)
+        return sum([owner.n_waiting for owner in owners if owner is not None])
 
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""

@@ -48,6 +48,7 @@ _ALIGNMENT = 16
 _FIELDS = {"e": "epoch", "s": "step", "r": "rows", "f": "free", "t": "dtype", "n": "shape"}
 _BASE_HEADER_BYTES = 64  # keys, dtype, both counters, shape and list headers take at most 53
 _ROW_HEADER_BYTES = 1 + 4 * 5 + 5  # four u32 in a short list, and one entry of `free`
+_packer = msgpack.Packer(buf_size=4096)  # one for all: each has a buffer, by default of 256 KiB
 _SHOWN = 64  # characters of a refused value in a message
 
 _VERSION_HINT = "Check that both nodes run the same version: `mdi doctor HOST`."
@@ -130,7 +131,11 @@ class FrameLimits:
 
     @property
     def max_frame_bytes(self) -> int:
-        return _PREFIX.size + self.max_header_bytes + _ALIGNMENT + self.max_tokens * self.token_bytes
+        return self.frame_bytes(self.max_tokens)
+
+    def frame_bytes(self, n_tokens: int) -> int:
+        """What a frame of so many tokens takes at most."""
+        return _PREFIX.size + self.max_header_bytes + _ALIGNMENT + n_tokens * self.token_bytes
 
 
 def encode(frame: Frame) -> bytes:
@@ -141,7 +146,7 @@ def encode(frame: Frame) -> bytes:
         raise InternalError(f"a frame holds [tokens, d_model] in f32 or f16, not {hidden.shape} in {hidden.dtype}")
     rows = [(row.slot, row.position, row.count, row.emit) for row in frame.rows]
     fields = {"e": frame.epoch, "s": frame.step, "r": rows, "f": frame.free, "t": dtype, "n": hidden.shape}
-    header: bytes = msgpack.packb(fields)
+    header: bytes = _packer.pack(fields)
     padded = header + bytes(_padding(len(header)))
     length = len(header).to_bytes(4, "little")
     crc = crc32c(hidden.data, crc32c(padded, crc32c(length)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 
 import pytest
@@ -42,3 +43,39 @@ async def test_a_cancelled_caller_does_not_stop_the_thread() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await thread.run(int) == 0
+
+
+async def test_what_is_brief_runs_here_unless_something_else_computes() -> None:
+    here = threading.get_ident()
+    with EngineThread() as thread:
+        assert await thread.run_brief(threading.get_ident) == here
+        gate = threading.Event()
+        held = asyncio.create_task(thread.run(gate.wait, 10))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(thread.run_brief(threading.get_ident))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gate.set()
+        assert await held
+        assert await waiting != here
+        assert await thread.run_brief(threading.get_ident) == here
+
+
+async def test_a_function_whose_caller_went_away_still_counts_until_it_ends() -> None:
+    with EngineThread() as thread:
+        gate = threading.Event()
+        task = asyncio.create_task(thread.run(gate.wait, 10))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        waiting = asyncio.create_task(thread.run_brief(threading.get_ident))
+        await asyncio.sleep(0)
+        gate.set()
+        assert await waiting != threading.get_ident()
+
+
+async def test_an_error_of_what_is_brief_comes_back_as_it_is() -> None:
+    with EngineThread() as thread:
+        with pytest.raises(ZeroDivisionError):
+            await thread.run_brief(divmod, 1, 0)
+        assert await thread.run_brief(int) == 0

@@ -22,8 +22,8 @@ from mdi.node import control
 from mdi.node.control import ControlServicer, Me
 from mdi.node.dial import Dialler
 from mdi.node.measure import Measurer
+from mdi.node.results import MAX_WAITING_RESULTS
 from mdi.node.ring import RingServicer
-from mdi.node.stages import MAX_WAITING_RESULTS
 from mdi.profile.device import DeviceInfo
 from mdi.wire import mdi_pb2 as pb
 from mdi.wire.channel import new_server, open_channel, server_credentials, target

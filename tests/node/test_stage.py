@@ -7,11 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from mdi.engine.protocol import StageShape
+from mdi.engine.thread import BRIEF_S, BRIEF_TOKENS
 from mdi.errors import FrameError
 from mdi.model.config import ModelConfig
 from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
+from mdi.node import stage as stage_module
 from mdi.node.dial import NodeAddress
 from mdi.node.stage import LoadedStage, StageSpec
 from mdi.plan.plan import BlockRange
@@ -92,6 +94,33 @@ def test_a_slot_may_go_back_but_not_forward() -> None:
     stage.compute(frame(step=1, rows=(Row(0, 1, 1, 1),)))
     with pytest.raises(FrameError, match="position 3"):
         stage.compute(frame(step=2, rows=(Row(0, 3, 1, 1),)))
+
+
+def test_only_short_steps_of_a_fast_stage_are_brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only these may keep a node's loop from its network."""
+    clock_s = [0.0]
+    monkeypatch.setattr(stage_module.time, "perf_counter", lambda: clock_s[0])
+
+    class Timed(AddOne):
+        took_s = BRIEF_S / 2
+
+        def forward(self, spans: object, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+            clock_s[0] += self.took_s
+            return hidden + 1
+
+    engine = Timed()
+    stage = LoadedStage(SPEC, engine)
+    short = frame(0, rows=(Row(0, 0, 1, 1),))
+    long = encode(Frame(3, 1, (Row(0, 1, BRIEF_TOKENS + 1, 1),), (), np.zeros((BRIEF_TOKENS + 1, CONFIG.d_model), np.float32)))
+    assert not stage.is_brief(short)  # nobody knows yet
+    stage.compute(short)
+    assert stage.is_brief(short)
+    assert not stage.is_brief(long)
+    engine.took_s = 5 * BRIEF_S
+    stage.compute(long)
+    assert stage.is_brief(short)  # that long ones take longer says nothing of short ones
+    stage.compute(frame(2, rows=(Row(0, 1, 1, 1),)))
+    assert not stage.is_brief(short)
 
 
 def test_kv_is_counted_in_its_own_type_and_8_bits_with_what_a_step_expands() -> None:

@@ -6,7 +6,7 @@ from mdi.cli.options import Ctx
 from mdi.engine.protocol import MAX_THREADS
 from mdi.errors import UserError
 from mdi.node.daemon import NodeOptions
-from mdi.node.stages import MAX_WAITING_RESULTS
+from mdi.node.results import MAX_WAITING_RESULTS
 from mdi.pipeline.api import StarterOptions
 from mdi.pipeline.problem import DEFAULT_CTX, ctx_notices, ctx_of
 from mdi.plan.forecast import steps_in_flight
