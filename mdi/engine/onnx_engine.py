@@ -1,4 +1,4 @@
-"""The onnxruntime engine: one session for a stage's blocks, KV bound in place."""
+"""The onnxruntime engine: a stage's blocks in one session or a few, KV bound in place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import math
 import mmap
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from mdi.model.kv import KvType
 from mdi.model.packs import Pack
 
 CPU = "cpu"
+# onnxruntime lays out a session's weights in one thread, and most of that time goes into new memory: several sessions load at once.
+# Each of them wakes its threads anew with every token, which nobody notices beside so many weights.
+MIN_SESSION_BYTES = 1 << 30
+MAX_SESSIONS = 4  # more load no faster: they wait for memory
 
 
 def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.InferenceSession:
@@ -48,6 +53,19 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
         raise ModelError(f"onnxruntime cannot load the weights: {error}") from error
 
 
+def open_sessions(graphs: Sequence[bytes], packs_directory: Path, threads: int) -> list[ort.InferenceSession]:
+    """Opens them at once, each in a thread of its own. Raises as `open_session` does."""
+    with ThreadPoolExecutor(len(graphs), "load") as pool:
+        return list(pool.map(lambda graph: open_session(graph, packs_directory, threads), graphs))
+
+
+def sections(n_blocks: int, weight_bytes: int, threads: int) -> list[range]:
+    """Consecutive blocks that load at once, about as many in each."""
+    count = max(1, min(threads, n_blocks, MAX_SESSIONS, weight_bytes // MIN_SESSION_BYTES))
+    bounds = [n_blocks * i // count for i in range(count + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
 def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8] = np.float32) -> NDArray[Any]:
     """Zeros that take memory page by page as they are written.
 
@@ -60,6 +78,28 @@ def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8] = 
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
+class Section:
+    """Consecutive blocks of a stage in a session of their own. `kv` is [2 blocks, n_slots, n_kv_heads, ctx, head_dim]."""
+
+    def __init__(self, session: ort.InferenceSession, kv: NDArray[Any]) -> None:
+        self.session = session
+        self._kv = kv
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
+
+    def binding(self, first_slot: int, n_rows: int) -> ort.IOBinding:
+        """KV of neighbouring slots, bound where it lies, as input and output alike."""
+        if binding := self._bindings.get((first_slot, n_rows)):
+            return binding
+        binding = self.session.io_binding()
+        for i in range(len(self._kv) // 2):
+            for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
+                view = plane[first_slot : first_slot + n_rows]
+                binding.bind_input(f"past_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
+                binding.bind_output(f"present_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
+        self._bindings[first_slot, n_rows] = binding
+        return binding
+
+
 class OnnxEngine:
     """An Engine (see `protocol.py`) on onnxruntime's CPU kernels. `packs`, in one directory, are the model's blocks from `first_block`."""
 
@@ -68,18 +108,23 @@ class OnnxEngine:
             raise InternalError("a stage has at least one block")
         self._config = config
         self._shape = shape
-        self._n_blocks = len(packs)
         if shape.kv_type is KvType.HALF:
             raise InternalError("onnxruntime's engine has KV in fp32 or int8")
         self._plan = KvPlan.of(config, shape.ctx) if shape.kv_type is KvType.INT8 else None
-        graph = stage_graph(config, packs, shape.ctx, first_block, kv_type=shape.kv_type)
-        self._session = open_session(graph, packs[0].path.parent, shape.threads)
         self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
+        blocks = sections(len(packs), self.weight_bytes, shape.threads)
+        graphs = [
+            stage_graph(config, packs[part.start : part.stop], shape.ctx, first_block + part.start, kv_type=shape.kv_type)
+            for part in blocks
+        ]
+        sessions = open_sessions(graphs, packs[0].path.parent, shape.threads)
         use_huge_pages(self.weight_bytes)
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
-        self._kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
-        self.kv_bytes = self._kv.nbytes
+        kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
+        self.kv_bytes = kv.nbytes
+        self._sections = [
+            Section(session, kv[2 * part.start : 2 * part.stop]) for session, part in zip(sessions, blocks, strict=True)
+        ]
 
     def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         layout = Layout.of(spans)
@@ -90,10 +135,7 @@ class OnnxEngine:
             bounds = np.cumsum([0, *(span.count for span in spans)])
             parts = itertools.pairwise(bounds)
             return np.concatenate([self.forward([s], hidden[i:j]) for s, (i, j) in zip(spans, parts, strict=True)])
-        out = np.empty(hidden.shape, np.float32)
-        binding = self._binding(layout.first_slot, len(layout.query_lengths))
         inputs: dict[str, NDArray[Any]] = {
-            "hidden": np.ascontiguousarray(hidden, np.float32),
             "pad": layout.pad,
             "unpad": layout.unpad,
             "query_lengths": layout.query_lengths,
@@ -102,24 +144,16 @@ class OnnxEngine:
         }
         if self._plan is not None:
             inputs |= self._plan.inputs(layout)
-        for name, array in inputs.items():
-            binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
-        binding.bind_output("hidden_out", CPU, 0, np.float32, out.shape, out.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        return out
-
-    def _binding(self, first_slot: int, n_rows: int) -> ort.IOBinding:
-        """KV of neighbouring slots, bound where it lies, as input and output alike."""
-        if binding := self._bindings.get((first_slot, n_rows)):
-            return binding
-        binding = self._session.io_binding()
-        for i in range(self._n_blocks):
-            for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
-                view = plane[first_slot : first_slot + n_rows]
-                binding.bind_input(f"past_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
-                binding.bind_output(f"present_{kind}.{i}", CPU, 0, view.dtype, view.shape, view.ctypes.data)
-        self._bindings[first_slot, n_rows] = binding
-        return binding
+        hidden = np.ascontiguousarray(hidden, np.float32)
+        for section in self._sections:
+            out = np.empty(hidden.shape, np.float32)
+            binding = section.binding(layout.first_slot, len(layout.query_lengths))
+            for name, array in {"hidden": hidden, **inputs}.items():
+                binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
+            binding.bind_output("hidden_out", CPU, 0, np.float32, out.shape, out.ctypes.data)
+            section.session.run_with_iobinding(binding)
+            hidden = out
+        return hidden
 
 
 class Head:
