@@ -70,7 +70,8 @@ def use_huge_pages(weight_bytes: int) -> int:
 
 def _move_rest(libc: ctypes.CDLL, runs: Iterator[Region]) -> None:
     """What is freed or taken anew in the meantime does no harm: the kernel refuses the one, and moves the other."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
+    thread = threading.get_native_id()  # on Linux a thread has a priority of its own, and may lower it
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
     move(libc, runs, DEADLINE_S)
 
 
