@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +23,11 @@ MAPS = Path("/proc/self/maps")
 # Of one call to the kernel. It gives up at the first page for which it finds no room: of 3.3 GiB of weights, beside 16 GiB of page cache,
 # 1.9 GiB moved in runs of 8 MiB, and 1.1 GiB in runs of 64 MiB.
 MAX_RUN_BYTES = 8 << 20
-# The kernel copies 3 GB in a second, but looks for room first, and that may take long where memory is short or in pieces.
-DEADLINE_S = 3.0
+# The kernel copies 3 GB in a second, but looks for room first, and that may take long where memory is short or in pieces. What is not
+# done when a start has waited so long goes on beside the first answers. Blocks that are measured, a few hundred MiB, are done by then.
+PATIENCE_S = 1.0
+DEADLINE_S = 60.0  # for the rest: then there is no room, and looking for it costs more than it brings
+NICE = 10  # of the thread that does the rest: what computes gets the cores, yet the kernel's locks are not held for long
 MIN_BYTES = (
     8 << 20
 )  # of weights: fewer lie in the processor's cache, and looking through the process's memory takes a millisecond or more
@@ -46,24 +51,45 @@ class Region:
 
 
 def use_huge_pages(weight_bytes: int) -> int:
-    """Moves what this process holds in memory of its own into huge pages, and returns how many bytes that are.
+    """Moves what this process holds in memory of its own into huge pages, and returns how many bytes that are so far.
 
     `weight_bytes` were just loaded; below MIN_BYTES nothing happens. Only full pages move: memory does not grow, and KV stays as it is
-    (see `onnx_engine.untouched`). It is asked, not required: where the kernel has no huge page to give, is too old or takes longer than
-    DEADLINE_S, the rest stays in small pages.
+    (see `onnx_engine.untouched`). What takes longer than PATIENCE_S is left to a thread, until DEADLINE_S. It is asked, not required:
+    where the kernel has no huge page to give or is too old, the rest stays in small pages.
     """
     page = huge_page_bytes()
     if page is None or weight_bytes < MIN_BYTES:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
-    deadline, moved = time.monotonic() + DEADLINE_S, 0
-    for region in (each.within(page) for each in anonymous_regions(MAPS.read_text())):
-        for run in full_runs(resident(libc, region), region.start, page):
-            if time.monotonic() > deadline:
-                return moved
-            if libc.madvise(ctypes.c_void_p(run.start), ctypes.c_size_t(run.n_bytes), MADV_COLLAPSE) == 0:
-                moved += run.n_bytes
+    runs = full_memory(libc, page)
+    moved, is_done = move(libc, runs, PATIENCE_S)
+    if not is_done:
+        threading.Thread(target=_move_rest, args=(libc, runs), name="huge pages", daemon=True).start()
     return moved
+
+
+def _move_rest(libc: ctypes.CDLL, runs: Iterator[Region]) -> None:
+    """What is freed or taken anew in the meantime does no harm: the kernel refuses the one, and moves the other."""
+    thread = threading.get_native_id()  # on Linux a thread has a priority of its own, and may lower it
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+    move(libc, runs, DEADLINE_S)
+
+
+def move(libc: ctypes.CDLL, runs: Iterator[Region], seconds: float) -> tuple[int, bool]:
+    """Moves runs until the time is over: how many bytes moved, and whether that were all runs. The others can still be taken."""
+    deadline, moved = time.monotonic() + seconds, 0
+    for run in runs:
+        if libc.madvise(ctypes.c_void_p(run.start), ctypes.c_size_t(run.n_bytes), MADV_COLLAPSE) == 0:
+            moved += run.n_bytes
+        if time.monotonic() > deadline:
+            return moved, False
+    return moved, True
+
+
+def full_memory(libc: ctypes.CDLL, page: int) -> Iterator[Region]:
+    """Runs of huge pages that this process has filled with small ones."""
+    for region in (each.within(page) for each in anonymous_regions(MAPS.read_text())):
+        yield from full_runs(resident(libc, region), region.start, page)
 
 
 def huge_page_bytes() -> int | None:

@@ -1,4 +1,4 @@
-"""The onnxruntime engine: one session for a stage's blocks, KV bound in place."""
+"""The onnxruntime engine: a stage's blocks in one session or a few, KV bound in place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import math
 import mmap
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mdi.engine.batch import Layout, Span
-from mdi.engine.decode_step import DecodeStep, bind_inputs, bind_output
+from mdi.engine.decode_step import DecodeStep
 from mdi.engine.graph import head_graph
 from mdi.engine.huge_pages import use_huge_pages
 from mdi.engine.kv_plan import KvPlan
 from mdi.engine.protocol import StageShape
+from mdi.engine.section import Section, bind_inputs, bind_output
 from mdi.engine.stage_graph import stage_graph
 from mdi.errors import InternalError, ModelError
 from mdi.model.config import ModelConfig
@@ -27,6 +29,14 @@ from mdi.model.kv import KvType
 from mdi.model.packs import Pack
 
 MOST_DECODE_STEPS = 64  # of different slots; each takes some 10 KiB a block, and is made anew in a millisecond
+# onnxruntime lays out a session's weights in one thread, and most of that time goes into new memory: several sessions load at once.
+# Each of them wakes its threads anew with every token, which nobody notices beside so many weights.
+MIN_SESSION_BYTES = 1 << 30
+MAX_SESSIONS = 4  # more load no faster: they wait for memory
+# Each session would keep what its largest step took, 90 MiB for 128 tokens of a 7B model, though they run one after another. To take it
+# anew costs 1 % of such a step's time, but would cost more of a decode step's.
+GIVE_BACK = ort.RunOptions()
+GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
 def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.InferenceSession:
@@ -49,6 +59,19 @@ def open_session(model: bytes, packs_directory: Path, threads: int) -> ort.Infer
         raise ModelError(f"onnxruntime cannot load the weights: {error}") from error
 
 
+def open_sessions(graphs: Sequence[bytes], packs_directory: Path, threads: int) -> list[ort.InferenceSession]:
+    """Opens them at once, each in a thread of its own. Raises as `open_session` does."""
+    with ThreadPoolExecutor(len(graphs), "load") as pool:
+        return list(pool.map(lambda graph: open_session(graph, packs_directory, threads), graphs))
+
+
+def sections(n_blocks: int, weight_bytes: int, threads: int) -> list[range]:
+    """Consecutive blocks that load at once, about as many in each."""
+    count = max(1, min(threads, n_blocks, MAX_SESSIONS, weight_bytes // MIN_SESSION_BYTES))
+    bounds = [n_blocks * i // count for i in range(count + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
 def untouched(shape: tuple[int, ...], dtype: type[np.float32] | type[np.int8] = np.float32) -> NDArray[Any]:
     """Zeros that take memory page by page as they are written.
 
@@ -69,19 +92,24 @@ class OnnxEngine:
             raise InternalError("a stage has at least one block")
         self._config = config
         self._shape = shape
-        self._n_blocks = len(packs)
         if shape.kv_type is KvType.HALF:
             raise InternalError("onnxruntime's engine has KV in fp32 or int8")
         self._plan = KvPlan.of(config, shape.ctx) if shape.kv_type is KvType.INT8 else None
-        graph = stage_graph(config, packs, shape.ctx, first_block, kv_type=shape.kv_type)
-        self._session = open_session(graph, packs[0].path.parent, shape.threads)
         self.weight_bytes = sum(pack.path.stat().st_size for pack in packs)
+        blocks = sections(len(packs), self.weight_bytes, shape.threads)
+        graphs = [
+            stage_graph(config, packs[part.start : part.stop], shape.ctx, first_block + part.start, kv_type=shape.kv_type)
+            for part in blocks
+        ]
+        sessions = open_sessions(graphs, packs[0].path.parent, shape.threads)
         use_huge_pages(self.weight_bytes)
         kv_shape = (2 * len(packs), shape.n_slots, config.n_kv_heads, shape.ctx, config.head_dim)
-        self._kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # at most n_slots (n_slots + 1) / 2
+        kv = untouched(kv_shape, np.int8 if self._plan else np.float32)
+        self.kv_bytes = kv.nbytes
+        self._sections = [
+            Section(session, kv[2 * part.start : 2 * part.stop]) for session, part in zip(sessions, blocks, strict=True)
+        ]
         self._decoding: dict[tuple[int, ...], DecodeStep] = {}
-        self.kv_bytes = self._kv.nbytes
 
     def forward(self, spans: Sequence[Span], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         slots = tuple([span.slot for span in spans]) if len(hidden) == len(spans) else None  # None: not all of one token
@@ -97,37 +125,26 @@ class OnnxEngine:
             return np.concatenate([self.forward([s], hidden[i:j]) for s, (i, j) in zip(spans, parts, strict=True)])
         extra = self._plan.inputs(layout) if self._plan is not None else {}
         if slots and (self._plan is None or not self._plan.may_expand(1)):
-            self._keep(slots, layout, extra)
-            return self._decoding[slots].run(spans, hidden)
-        out = np.empty(hidden.shape, np.float32)
-        binding = self._binding(layout.first_slot, len(layout.query_lengths))
-        inputs = extra | layout.inputs | {"hidden": np.ascontiguousarray(hidden, np.float32)}
-        bind_inputs(binding, inputs)
-        bind_output(binding, "hidden_out", out)
-        self._session.run_with_iobinding(binding)
-        return out
+            return self._kept(slots, layout, extra).run(spans, hidden)
+        return self._once(layout, extra | layout.inputs, np.ascontiguousarray(hidden, np.float32))
 
-    def _keep(self, slots: tuple[int, ...], layout: Layout, extra: dict[str, NDArray[Any]]) -> None:
-        """The oldest makes room for the newest."""
+    def _kept(self, slots: tuple[int, ...], layout: Layout, extra: dict[str, NDArray[Any]]) -> DecodeStep:
+        """A new one; the oldest makes room for it."""
         while len(self._decoding) >= MOST_DECODE_STEPS:
             del self._decoding[next(iter(self._decoding))]
-        binding = self._bound_kv(layout.first_slot, len(layout.query_lengths))
-        self._decoding[slots] = DecodeStep(self._session, binding, layout, extra, self._config.d_model)
+        step = self._decoding[slots] = DecodeStep(self._sections, layout, extra, self._config.d_model)
+        return step
 
-    def _binding(self, first_slot: int, n_rows: int) -> ort.IOBinding:
-        if (first_slot, n_rows) not in self._bindings:
-            self._bindings[first_slot, n_rows] = self._bound_kv(first_slot, n_rows)
-        return self._bindings[first_slot, n_rows]
-
-    def _bound_kv(self, first_slot: int, n_rows: int) -> ort.IOBinding:
-        """KV of neighbouring slots, bound where it lies, as input and output alike."""
-        binding = self._session.io_binding()
-        for i in range(self._n_blocks):
-            for kind, plane in (("key", self._kv[2 * i]), ("value", self._kv[2 * i + 1])):
-                view = plane[first_slot : first_slot + n_rows]
-                bind_inputs(binding, {f"past_{kind}.{i}": view})
-                bind_output(binding, f"present_{kind}.{i}", view)
-        return binding
+    def _once(self, layout: Layout, inputs: dict[str, NDArray[Any]], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        options = GIVE_BACK if len(self._sections) > 1 and layout.pad.shape[1] > 1 else None
+        for section in self._sections:
+            out = np.empty(hidden.shape, np.float32)
+            binding = section.binding(layout.first_slot, len(layout.query_lengths))
+            bind_inputs(binding, inputs | {"hidden": hidden})
+            bind_output(binding, "hidden_out", out)
+            section.session.run_with_iobinding(binding, options)
+            hidden = out
+        return hidden
 
 
 class Head:

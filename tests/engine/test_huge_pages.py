@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mdi.engine.huge_pages import MAX_RUN_BYTES, Region, anonymous_regions, full_runs, huge_page_bytes, use_huge_pages
+from mdi.engine.huge_pages import (
+    DEADLINE_S,
+    MAX_RUN_BYTES,
+    Region,
+    anonymous_regions,
+    full_runs,
+    huge_page_bytes,
+    use_huge_pages,
+)
 from mdi.engine.onnx_engine import untouched
 
 PAGE = 2 << 20
@@ -72,6 +82,24 @@ def test_full_memory_moves_and_keeps_its_values() -> None:
         pytest.skip("this kernel gives no huge pages")
     assert huge_bytes(values) >= 8 << 20
     assert np.array_equal(values, np.arange(len(values)))
+
+
+@needs_linux
+def test_what_takes_long_is_left_to_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # numpy would ask for huge pages itself
+    values = np.frombuffer(memory, np.int64)
+    values[:] = np.arange(len(values))
+    assert huge_bytes(values) == 0
+    monkeypatch.setattr("mdi.engine.huge_pages.PATIENCE_S", -1.0)
+    priority = os.getpriority(os.PRIO_PROCESS, 0)
+    if use_huge_pages(values.nbytes) == 0:
+        pytest.skip("this kernel gives no huge pages")
+    for thread in threading.enumerate():
+        if thread.name == "huge pages":
+            thread.join(DEADLINE_S)
+    assert huge_bytes(values) >= 32 << 20
+    assert np.array_equal(values, np.arange(len(values)))
+    assert os.getpriority(os.PRIO_PROCESS, 0) == priority
 
 
 @needs_linux
