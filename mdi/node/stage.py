@@ -12,6 +12,7 @@ from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
+from mdi.node.meter import Meter
 from mdi.plan.plan import BlockRange
 from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
 from mdi.wire.ring import RingTarget
@@ -65,6 +66,7 @@ class LoadedStage:
         self.spec = spec
         self.steps = 0
         self.busy_s = 0.0
+        self.meter = Meter()
         self._engine: Engine | None = engine
         self._limits = spec.limits
         self._tokens_in_slot = [0] * spec.shape.n_slots
@@ -101,7 +103,9 @@ class LoadedStage:
         result = encode(
             frame.emitted(hidden) if self.spec.next is None else Frame(frame.epoch, frame.step, frame.rows, (), hidden)
         )
-        self.busy_s += time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        self.busy_s += took_s
+        self.meter.add(frame.rows, took_s)
         return result
 
     def free(self) -> None:
