@@ -191,6 +191,17 @@ class Scheduler:
         sequence.n_sent += n_accepted
         del self._slots[sequence.slot].held[sequence.n_sent :]
 
+    def forget(self) -> None:
+        """KV and everything on its way is lost, as when the nodes change: each sequence is sent again from its first token.
+
+        Accepted tokens stay, for they are the truth. Guesses on their way were neither right nor wrong, so nothing is learned of them.
+        """
+        for slot in self._slots:
+            slot.held.clear()
+            if (owner := slot.owner) is not None:
+                owner.n_sent = 0
+                owner.draft = NO_DRAFT
+
     def release(self, sequence: Sequence) -> None:
         """Frees the slot; what it holds may serve the next sequence with the same beginning."""
         slot = self._slots[sequence.slot]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import Member, Source
 from mdi.cluster.peers import PeerAddress, parse_peer
 from mdi.cluster.probe import probe_certificate
-from mdi.errors import LinkError, MdiError
+from mdi.errors import InternalError, LinkError, MdiError
 from mdi.node.dial import Dialler, NodeAddress
 from mdi.pipeline.peer import Peer, connect
 from mdi.wire import mdi_pb2 as pb
@@ -83,6 +83,17 @@ class Neighbour:
     info: pb.NodeInfo
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How this house's nodes were looked for, to look again. `named` are addresses given by hand; channels belong to `stack`."""
+
+    authority: Authority
+    named: tuple[PeerAddress, ...]
+    discovery: bool
+    wait_s: float
+    stack: AsyncExitStack
+
+
 @dataclass(slots=True)
 class House:
     """This device's place in its cluster. `own` is the daemon that runs from the same home: the same node as this process."""
@@ -95,6 +106,7 @@ class House:
     problems: list[NodeRow] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)  # sentences for the user about what is here but does not work
     strangers: int = 0
+    look: Look | None = None
 
     def drop(self, neighbour: Neighbour, problem: str) -> None:
         """Leaves a node out that answered at first and failed later."""
@@ -116,6 +128,7 @@ async def open_house(
     named = [parse_peer(text) for text in (*peers, *home.read_peers())]
     async with AsyncExitStack() as stack:
         house = House(home, identity.node_id, Dialler(authority.issue(identity)))
+        house.look = Look(authority, tuple(named), discovery, wait_s, stack)
         members, house.strangers = await _find(house, authority, named, len(peers), discovery, wait_s, enough)
         results = await asyncio.gather(*(_greet(stack, house, member) for member in members))
         for member, result in zip(members, results, strict=True):
@@ -128,6 +141,30 @@ async def open_house(
             else:
                 house.others.append(result)
         yield house
+
+
+async def look_again(house: House, lost: Collection[str]) -> None:
+    """Adds nodes that came meanwhile to `others`, and dials those `lost` (ids) anew that are somewhere else now.
+
+    Takes as long as the first look did. Nodes that fail are left out. A channel that is replaced stays open until the house is left.
+    """
+    look = house.look
+    if look is None:
+        raise InternalError("this house was not opened")
+    members, _ = await _find(house, look.authority, list(look.named), 0, look.discovery, look.wait_s, None)
+    known = {neighbour.info.node_id: neighbour.member for neighbour in house.others}
+
+    def is_new(member: Member) -> bool:
+        before = known.get(member.node_id)
+        if before is None:
+            return member.node_id != house.node_id
+        # A channel to the same place connects by itself.
+        return member.node_id in lost and (member.addresses, member.port) != (before.addresses, before.port)
+
+    came = [member for member in members if is_new(member)]
+    for result in await asyncio.gather(*(_greet(look.stack, house, member) for member in came)):
+        if isinstance(result, Neighbour) and result.info.node_id != house.node_id:
+            house.others[:] = [each for each in house.others if each.info.node_id != result.info.node_id] + [result]
 
 
 def _key(home: Home) -> ClusterKey:
@@ -207,11 +244,13 @@ async def _probe(peer: PeerAddress, authority: Authority) -> Member | MdiError:
 
 async def _greet(stack: AsyncExitStack, house: House, member: Member) -> Neighbour | MdiError:
     address = NodeAddress(member.node_id, member.name, member.addresses, member.port)
-    try:
-        peer = await stack.enter_async_context(connect(house.dialler, address))
-        info = await peer.info()
-    except MdiError as error:
-        return error
+    async with AsyncExitStack() as own:
+        try:
+            peer = await own.enter_async_context(connect(house.dialler, address))
+            info = await peer.info()
+        except MdiError as error:
+            return error
+        stack.push_async_exit(own.pop_all())  # of one that fails nothing stays open
     peer.address = NodeAddress(member.node_id, info.name, member.addresses, member.port)
     return Neighbour(member, peer, info)
 
