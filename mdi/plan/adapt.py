@@ -87,38 +87,36 @@ class Change:
 class Adapter:
     """Decides for one session. `base` are always the times that were measured without traffic; `then` is what the plan was made from."""
 
-    def __init__(self, goal: Goal, base: Problem, then: Factors = NO_FACTORS) -> None:
-        self._goal = goal
+    def __init__(self, base: Problem, then: Factors = NO_FACTORS) -> None:
         self._base = base
         self._then = then
         self._last_s: float | None = None
-        self._refused: tuple[Problem, Plan, Factors] | None = None
 
-    def consider(self, now_s: float, base: Problem, plan: Plan, factors: Factors) -> Change | None:
+    def rests(self, now_s: float) -> bool:
+        """Whether the last change is so young that there is none now, whatever the speeds are."""
+        return self._last_s is not None and now_s - self._last_s < REPLAN_INTERVAL_S
+
+    def consider(self, now_s: float, base: Problem, plan: Plan, factors: Factors, goal: Goal) -> Change | None:
         """A plan that is to be put in the place of `plan` now; at most one every REPLAN_INTERVAL_S, whatever becomes of it.
 
         Plans that were made by hand are never changed. Raises as `solve` does.
         """
-        if plan.objective is None or (self._last_s is not None and now_s - self._last_s < REPLAN_INTERVAL_S):
-            return None
-        if self._refused is not None and self._refused[0] is base and self._refused[1:] == (plan, factors):
-            return None  # it was looked at
-        problem = scaled(base, factors)
-        found = better(problem, plan, self._goal)
-        if found is None:
-            self._refused = (base, plan, factors)
+        if self.rests(now_s) or (found := better(scaled(base, factors), plan, goal)) is None:
             return None
         reason = why_now(self._base, base, self._then, factors)
         self._last_s, self._base, self._then = now_s, base, factors
+        problem = scaled(base, factors)
         return Change(reason, problem, as_of(problem, plan), found)
 
 
 def better(problem: Problem, plan: Plan, goal: Goal) -> Plan | None:
-    """None as long as a token takes less than REPLAN_LOSS longer by `plan` than by the best one.
+    """None for a plan that was made by hand, and as long as a token takes at most REPLAN_LOSS longer by `plan` than by the best one.
 
     Else the one that moves the fewest blocks of those that are within TOLERANCE of the best one; exactly so for up to 12 nodes. Among more,
     only the nodes of the present and of the best plan are looked at, if these are not too many; then it is the best one itself.
     """
+    if plan.objective is None:
+        return None
     best = goal.best(problem)
     if as_of(problem, plan).value_s <= best.value_s * (1 + REPLAN_LOSS):
         return None
