@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mdi.engine.sampling import SamplingParams
     from mdi.model.source import Model
     from mdi.pipeline.api import Answer
-    from mdi.pipeline.survey import NodeList, NodeRow
+    from mdi.pipeline.survey import NodeList, NodeRow, StageRow
     from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
 
@@ -51,7 +51,7 @@ def nodes_text(nodes: NodeList) -> str:
 
 
 def _node_cells(row: NodeRow) -> tuple[str, ...]:
-    held = ", ".join(f"{stage.model} {block_names(stage.start, stage.stop)}" for stage in row.stages)
+    held = ", ".join(_held(stage) for stage in row.stages)
     return (
         row.name + (" (this device)" if row.source == "self" else ""),
         row.address,
@@ -61,6 +61,12 @@ def _node_cells(row: NodeRow) -> tuple[str, ...]:
         duration(row.uptime_s or 0),
         held or "nothing",
     )
+
+
+def _held(stage: StageRow) -> str:
+    """Its blocks, and how fast its last steps were beside the node's own profile."""
+    speed = "" if stage.speed is None else f" at {stage.speed:.2g}x"
+    return f"{stage.model} {block_names(stage.start, stage.stop)}{speed}"
 
 
 def duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ def plan_of_those_left(problem: Problem, left: Problem, options: StarterOptions)
     """
     if len(left.nodes) == len(problem.nodes):
         return chosen_plan(left, options)
-    pins = tuple(pin for pin in options.wishes.pins if _is_here(left, pin.node))
+    pins = tuple(pin for pin in options.wishes.pins if is_here(left, pin.node))
     able = sum(left.block_limit(index) > 0 for index in range(len(left.nodes)))
     wishes = replace(options.wishes, pins=pins)
     return best_plan(left, replace(options, split=None, wishes=wishes, min_nodes=max(1, min(options.min_nodes, able))))
@@ -46,10 +46,11 @@ def plan_of_those_left(problem: Problem, left: Problem, options: StarterOptions)
 
 def permitted_here(problem: Problem, wishes: Wishes) -> Problem:
     """As `permitted`, where nodes may be gone that the wishes exclude by name."""
-    return permitted(problem, replace(wishes, excluded=tuple(name for name in wishes.excluded if _is_here(problem, name))))
+    return permitted(problem, replace(wishes, excluded=tuple(name for name in wishes.excluded if is_here(problem, name))))
 
 
-def _is_here(problem: Problem, name: str) -> bool:
+def is_here(problem: Problem, name: str) -> bool:
+    """Whether a wish that names a node finds it."""
     return any(name == node.name or node.node_id.startswith(name) for node in problem.nodes)
 
 

@@ -154,6 +154,21 @@ class Epochs:
         same = self._plan is not None and _placed(choice.plan) == _placed(self._plan)
         return None if same else choice
 
+    @property
+    def costs(self) -> Problem:
+        """What was measured without traffic, of all nodes that ever came."""
+        return self._costs
+
+    async def available(self) -> Problem:
+        """That of the nodes that answer now and are not out, with the memory that they offer to the next epoch."""
+        infos, now_s = await self._survey(), self._now_s()
+        memory_bytes = {node_id: self._offers(info) for node_id, info in infos.items()}
+        return among(self._costs, memory_bytes, self._log.out(now_s), self._log.broken(now_s))
+
+    async def welcome(self) -> None:
+        """Looks for nodes that came or came back, and measures those that nobody has measured yet."""
+        await self._welcome(await self._survey())
+
     async def change(self, cause: Cause, *, progressed: bool = False) -> Ring | None:
         """Ends the epoch, plans with who is there, loads that and opens its ring: the core's next steps replay its sequences.
 

@@ -18,17 +18,19 @@ from mdi.model.kv import KvType
 from mdi.model.packed import PackedModel, prepare
 from mdi.model.source import Model, resolve
 from mdi.node.daemon import SWITCH_INTERVAL_S
+from mdi.pipeline.adaptive import Adaptive
 from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
 from mdi.pipeline.choice import chosen_plan, permitted_here
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
 from mdi.pipeline.epochs import Correct, Epochs, Setting, Wish
-from mdi.pipeline.part import OwnPart
 from mdi.pipeline.problem import Workload, ctx_notices, draw_problem, starter_backend, starter_threads
 from mdi.pipeline.recovery import Recovery
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
+from mdi.pipeline.timed import TimedPart
+from mdi.plan.adapt import Change
 from mdi.plan.costs import Problem
 from mdi.plan.plan import Plan
 from mdi.plan.wishes import permitted
@@ -50,7 +52,14 @@ class Starter:
     """A model that is up. One `generate` per KV slot at a time."""
 
     def __init__(
-        self, model: Model, workload: Workload, planned: Planned, core: StarterCore, drive: Drive, epochs: Epochs
+        self,
+        model: Model,
+        workload: Workload,
+        planned: Planned,
+        core: StarterCore,
+        drive: Drive,
+        epochs: Epochs,
+        adaptive: Adaptive,
     ) -> None:
         self.model = model
         self.problems = planned.problems
@@ -58,6 +67,7 @@ class Starter:
         self._core = core
         self._drive = drive
         self._epochs = epochs
+        self._adaptive = adaptive
         self._inboxes: set[Inbox] = set()  # of the answers that nobody stopped
         self._guides = Guides(model.tokenizer, model.config.vocab_size)
 
@@ -75,6 +85,11 @@ class Starter:
     def recoveries(self) -> tuple[Recovery, ...]:
         """Failures so far that cost no token, the oldest first."""
         return tuple(self._epochs.recoveries)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Changes of the plan so far that followed from the speed of real traffic, or from nodes that joined; the oldest first."""
+        return tuple(self._adaptive.changes)
 
     async def replan(self, reason: str, correct: Correct = lambda problem: problem) -> bool:
         """Changes to the best plan now, with nodes that came or came back; running answers go on under it. False: it is the best.
@@ -97,7 +112,10 @@ class Starter:
         inbox = new_inbox(self.ctx)
         self._inboxes.add(inbox)
         try:
-            async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
+            async with (
+                self._adaptive.answering(),
+                aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events,
+            ):
                 async for event in events:
                     yield event
         finally:
@@ -134,7 +152,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
         packed = await packing  # first: measuring beside the conversion would measure both
         planned = await _plan(house, model, workload, options, engine, on_progress)
         part = await asyncio.to_thread(
-            OwnPart, packed, home.packs_path, workload, starter_backend(house, options), starter_threads(house, options)
+            TimedPart, packed, home.packs_path, workload, starter_backend(house, options), starter_threads(house, options)
         )
         scheduler = Scheduler(
             n_slots=workload.n_slots,
@@ -147,14 +165,21 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
 
         async def measure() -> Problem:
             known = replace(options, refresh_profiles=False)
-            return permitted_here(await draw_problem(house, workload, known, engine, _silent), options.wishes)
+            problem = permitted_here(await draw_problem(house, workload, known, engine, _silent), options.wishes)
+            # What this process took meanwhile is the model's own, and not missing to it.
+            own = replace(problem.nodes[0], memory_bytes=planned.problem.nodes[0].memory_bytes)
+            return replace(problem, nodes=(own, *problem.nodes[1:]))
 
         epochs = Epochs(setting, planned.problem, part, core, engine, measure, on_progress)
         stack.push_async_callback(epochs.close)
-        drive = Drive(core, scheduler, engine, await epochs.begin(planned.plan), epochs.change)
+        first = await epochs.begin(planned.plan)
+        adaptive = Adaptive(epochs, options, part, workload)
+        drive = Drive(core, scheduler, engine, adaptive.timed(first), adaptive.change)
         driving = asyncio.create_task(drive.run(), name="drive")
         stack.push_async_callback(_settled, driving)
-        yield Starter(model, workload, planned, core, drive, epochs)
+        adapting = asyncio.create_task(adaptive.run(drive), name="adapt")
+        stack.push_async_callback(_settled, adapting)
+        yield Starter(model, workload, planned, core, drive, epochs, adaptive)
 
 
 async def draw_plan(options: StarterOptions, home: Home, on_progress: OnProgress) -> Planned:

@@ -27,11 +27,14 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
+    """`speed` of its last steps in decoding, as a share of what the node's own profile says: None until there were some."""
+
     model: str
     start: int
     stop: int
     bytes: int
     starter_id: str
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,5 +278,8 @@ def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -
         info.uptime_s,
         info.device,
         info.accelerator or None,
-        tuple(StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id) for stage in info.stages),
+        tuple(
+            StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id, stage.speed or None)
+            for stage in info.stages
+        ),
     )

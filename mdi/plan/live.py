@@ -5,10 +5,8 @@ A factor is how many times as long something takes as was measured when it had n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import numpy as np
 
@@ -19,36 +17,58 @@ from mdi.plan.plan import BlockRange
 DECODE_ROWS = (
     8  # a step of so many rows at most is one of decoding: up to here the line of `Problem.decode_time` is right within 15 %
 )
-MIN_STEPS = 3  # fewer have no median that one of them could not move
+MIN_STEPS = 3  # of fewer a single one decides
 # What is in use looks slower than its profile for reasons that are not its own: blocks run up to 30 % slower outside a hot loop
 # (docs/performance.md), and so would those of a node that is not in use. Without this, plans would flee to whoever was not tried yet.
 COMMON_FACTOR = 1.3
 LEAST_FACTOR, MOST_FACTOR = 1 / 16, 1024.0  # what is beyond is a broken clock, and would break the solvers' arithmetic
 
 MAX_STEP_ROWS = 1 << 20  # no frame holds more: its 4 MiB are at least one value for each row
+MAX_STEPS = 1 << 40
 MAX_CONTEXT_TOKENS = 1 << 31
 MAX_STEP_S = 3600.0  # every step has a deadline, which is far shorter
 
 
 @dataclass(frozen=True, slots=True)
-class StepTime:
-    """One step on one node: `rows` tokens with on average `context_tokens` before them took `seconds`, waiting not included."""
+class StepTimes:
+    """`steps` steps on one node, each of `rows` tokens with on average `context_tokens` before them, took `seconds` together.
+
+    Waiting is not in it, nor what the network took.
+    """
 
     rows: int
-    context_tokens: int
+    steps: int
+    context_tokens: float
     seconds: float
 
     def __post_init__(self) -> None:
         if (
             not 1 <= self.rows <= MAX_STEP_ROWS
-            or not 0 <= self.context_tokens <= MAX_CONTEXT_TOKENS
-            or not (math.isfinite(self.seconds) and 0 < self.seconds <= MAX_STEP_S)
+            or not 1 <= self.steps <= MAX_STEPS
+            or not 0 <= self.context_tokens <= MAX_CONTEXT_TOKENS  # NaN fails every comparison
+            or not 0 < self.seconds <= MAX_STEP_S * self.steps
         ):
-            raise PeerError(f"a step of {self.rows} rows behind {self.context_tokens} tokens cannot take {self.seconds} s")
+            raise PeerError(
+                f"{self.steps} steps of {self.rows} rows behind {self.context_tokens} tokens cannot take {self.seconds} s"
+            )
 
     @property
     def is_decode(self) -> bool:
         return self.rows <= DECODE_ROWS
+
+    def and_more(self, other: StepTimes) -> StepTimes:
+        """Both together; of the same rows."""
+        steps = self.steps + other.steps
+        context = self.context_tokens + (other.context_tokens - self.context_tokens) * (other.steps / steps)
+        return StepTimes(self.rows, steps, context, self.seconds + other.seconds)
+
+    def without(self, earlier: StepTimes) -> StepTimes | None:
+        """What came after `earlier`, which is a part of this; None when nothing did."""
+        steps, seconds = self.steps - earlier.steps, self.seconds - earlier.seconds
+        if steps < 1 or seconds <= 0:
+            return None
+        context = (self.context_tokens * self.steps - earlier.context_tokens * earlier.steps) / steps
+        return StepTimes(self.rows, steps, max(0.0, context), seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +93,53 @@ class Factors:
 NO_FACTORS = Factors()
 
 
-def factor_of(problem: Problem, index: int, n_blocks: int, steps: Iterable[StepTime]) -> Factor:
-    """How the steps of a stage of `n_blocks` on node `index` of the problem compare with its predictions: medians.
+def factor_of(problem: Problem, index: int, n_blocks: int, times: Iterable[StepTimes]) -> Factor:
+    """How the steps of a stage of `n_blocks` on node `index` of the problem compare with its predictions, all of a kind together.
 
-    Chunks count when they are at least half of the one that was measured: between them and decoding lies a line, not a measurement.
+    Their sums and not a median: a device under a quota, or one that is hot, computes at full speed and then pauses, and of its short steps
+    only every tenth may be a slow one. Chunks count when they are at least half of the one that was measured: between them and decoding
+    lies a line, not a measurement.
     """
-    decode: list[float] = []
-    prefill: list[float] = []
-    for step in steps:
-        if step.is_decode:
-            decode.append(step.seconds / problem.decode_time(index, step.rows, step.context_tokens).seconds(n_blocks))
-        elif 2 * step.rows >= problem.model.chunk_tokens:
-            prefill.append(step.seconds / problem.prefill_time(index, step.rows, step.context_tokens).seconds(n_blocks))
-    return Factor(*(_clamped(median(found)) if len(found) >= MIN_STEPS else None for found in (decode, prefill)))
+    decode, prefill = _Sum(), _Sum()
+    for each in times:
+        if each.is_decode:
+            predicted_s = problem.decode_time(index, each.rows, each.context_tokens).seconds(n_blocks)
+            decode = decode.plus(each, predicted_s)
+        elif 2 * each.rows >= problem.model.chunk_tokens:
+            predicted_s = problem.prefill_time(index, each.rows, each.context_tokens).seconds(n_blocks)
+            prefill = prefill.plus(each, predicted_s)
+    return Factor(decode.factor, prefill.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    steps: int = 0
+    seconds: float = 0.0
+    predicted_s: float = 0.0
+
+    def plus(self, times: StepTimes, predicted_s: float) -> _Sum:
+        """`predicted_s` is for one of the steps."""
+        return _Sum(self.steps + times.steps, self.seconds + times.seconds, self.predicted_s + times.steps * predicted_s)
+
+    @property
+    def factor(self) -> float | None:
+        return _clamped(self.seconds / self.predicted_s) if self.steps >= MIN_STEPS else None
+
+
+def head_factor(problem: Problem, times: Iterable[StepTimes]) -> float | None:
+    """The same for the head and decode steps."""
+    found = _Sum()
+    for each in times:
+        if each.is_decode and problem.starter.decode_s > 0:
+            found = found.plus(each, problem.head_s(each.rows))
+    return found.factor
+
+
+def mean_step_s(times: Iterable[StepTimes]) -> float | None:
+    """Of the decode steps; None when there are few."""
+    decode = [each for each in times if each.is_decode]
+    steps = sum(each.steps for each in decode)
+    return sum(each.seconds for each in decode) / steps if steps >= MIN_STEPS else None
 
 
 def hop_factor(hops_s: float, predicted_s: float) -> float:

@@ -242,15 +242,17 @@ class NodeStatus(_message.Message):
     busy_s: float
     temperature_c: float
     failure: str
-    step_times: _containers.RepeatedCompositeFieldContainer[StepTime]
-    def __init__(self, memory_available_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., busy_s: _Optional[float] = ..., temperature_c: _Optional[float] = ..., failure: _Optional[str] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+    step_times: _containers.RepeatedCompositeFieldContainer[StepTimes]
+    def __init__(self, memory_available_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., busy_s: _Optional[float] = ..., temperature_c: _Optional[float] = ..., failure: _Optional[str] = ..., step_times: _Optional[_Iterable[_Union[StepTimes, _Mapping]]] = ...) -> None: ...
 
-class StepTime(_message.Message):
-    __slots__ = ("rows", "context_tokens", "seconds")
+class StepTimes(_message.Message):
+    __slots__ = ("rows", "steps", "context_tokens", "seconds")
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     rows: int
-    context_tokens: int
+    steps: int
+    context_tokens: float
     seconds: float
-    def __init__(self, rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, rows: _Optional[int] = ..., steps: _Optional[int] = ..., context_tokens: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
