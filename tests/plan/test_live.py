@@ -20,9 +20,11 @@ from mdi.plan.live import (
     NO_FACTORS,
     Factor,
     Factors,
-    StepTime,
+    StepTimes,
     factor_of,
+    head_factor,
     hop_factor,
+    mean_step_s,
     scaled,
 )
 from mdi.plan.predict import predict
@@ -34,12 +36,12 @@ def problem(home) -> Problem:
     return replace(plain, nodes=tuple(replace(node, decode_kv_s=1e-6, prefill_kv_s=1e-7) for node in plain.nodes))
 
 
-def steps(problem: Problem, index: int, n_blocks: int, times_as_long: float, *shapes: tuple[int, int]) -> list[StepTime]:
-    """Steps of (rows, context) that take so many times as long as predicted."""
+def steps(problem: Problem, index: int, n_blocks: int, times_as_long: float, *shapes: tuple[int, int]) -> list[StepTimes]:
+    """Steps of (rows, context), each of them that often as it is there, that take so many times as long as predicted."""
     found = []
     for rows, context in shapes:
         predict_time = problem.decode_time if rows <= DECODE_ROWS else problem.prefill_time
-        found.append(StepTime(rows, context, times_as_long * predict_time(index, rows, context).seconds(n_blocks)))
+        found.append(StepTimes(rows, 1, context, times_as_long * predict_time(index, rows, context).seconds(n_blocks)))
     return found
 
 
@@ -49,24 +51,58 @@ def test_the_factor_is_the_same_whatever_rows_and_context_the_steps_had(problem)
     assert factor_of(problem, 1, 10, decode + prefill) == Factor(pytest.approx(2.5), pytest.approx(3.5))
 
 
+def test_steps_that_are_told_together_count_as_each_by_itself(problem):
+    apart = steps(problem, 1, 10, 1.0, (1, 500)) + steps(problem, 1, 10, 4.0, (1, 700), (1, 1300), (3, 128))
+    together = [apart[0].and_more(apart[1]).and_more(apart[2]), apart[3]]
+    assert (together[0].steps, together[0].context_tokens) == (3, pytest.approx(2500 / 3))
+    assert together[0].seconds == pytest.approx(sum(each.seconds for each in apart[:3]))
+    assert factor_of(problem, 1, 10, together).decode == pytest.approx(factor_of(problem, 1, 10, apart).decode)
+    last = together[0].without(apart[0].and_more(apart[1]))
+    assert last is not None
+    assert (last.steps, last.context_tokens, last.seconds) == (1, pytest.approx(1300), pytest.approx(apart[2].seconds))
+    assert together[0].without(together[0]) is None
+
+
+def test_a_device_that_pauses_between_fast_steps_is_slow(problem):
+    """As under a quota of a fifth: nine of ten steps are as fast as ever."""
+    fast, paused = steps(problem, 1, 10, 1.0, *[(1, 128)] * 9), steps(problem, 1, 10, 41.0, (1, 128))
+    assert factor_of(problem, 1, 10, fast + paused).decode == pytest.approx(5.0)
+
+
 def test_chunks_that_are_neither_tell_nothing(problem):
     assert factor_of(problem, 1, 10, steps(problem, 1, 10, 9.0, *[(DECODE_ROWS + 1, 0), (31, 0)] * 5)) == Factor()
 
 
-def test_few_steps_tell_nothing_and_single_slow_ones_do_not_count(problem):
-    usual = steps(problem, 1, 10, 1.0, *[(1, 128)] * (MIN_STEPS - 1))
-    assert factor_of(problem, 1, 10, usual) == Factor()
-    hiccups = steps(problem, 1, 10, 50.0, *[(1, 128)] * (MIN_STEPS - 2))
-    assert factor_of(problem, 1, 10, usual + hiccups) == Factor(pytest.approx(1.0))
+def test_few_steps_tell_nothing(problem):
+    few = steps(problem, 1, 10, 1.0, *[(1, 128)] * (MIN_STEPS - 1))
+    assert factor_of(problem, 1, 10, few) == Factor()
+    assert factor_of(problem, 1, 10, few + few[:1]) == Factor(pytest.approx(1.0))
+    assert mean_step_s(few) is None
+    assert mean_step_s(few + few[:1]) == pytest.approx(few[0].seconds)
+
+
+def test_the_head_tells_how_slow_the_starter_is(problem):
+    slow = [StepTimes(rows, 2, 0, 2 * 3.0 * problem.head_s(rows)) for rows in (1, 4)]
+    assert head_factor(problem, slow) == pytest.approx(3.0)
+    assert head_factor(problem, slow[:1]) is None
 
 
 @pytest.mark.parametrize(
-    ("rows", "context", "seconds"),
-    [(0, 0, 1.0), (1 << 30, 0, 1.0), (1, -1, 1.0), (1, 0, 0.0), (1, 0, math.nan), (1, 0, math.inf)],
+    ("rows", "steps", "context", "seconds"),
+    [
+        (0, 1, 0, 1.0),
+        (1 << 30, 1, 0, 1.0),
+        (1, 0, 0, 1.0),
+        (1, 1, -1, 1.0),
+        (1, 1, math.nan, 1.0),
+        (1, 1, 0, 0.0),
+        (1, 1, 0, math.nan),
+        (1, 1, 0, math.inf),
+    ],
 )
-def test_a_step_that_cannot_be_is_the_peers_fault(rows, context, seconds):
+def test_steps_that_cannot_be_are_the_peers_fault(rows, steps, context, seconds):
     with pytest.raises(PeerError):
-        StepTime(rows, context, seconds)
+        StepTimes(rows, steps, context, seconds)
 
 
 def test_hops_that_drown_in_noise_stay_numbers():
