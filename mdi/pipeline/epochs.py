@@ -177,7 +177,7 @@ class Epochs:
         """
         if progressed:
             self._log.progressed()
-        sent = self._core.steps
+        sent, at_s = self._core.steps, self._now_s()
         await self._end()
         noticed: list[_Noticed] = []
         infos: dict[str, pb.NodeInfo] = {}
@@ -186,15 +186,15 @@ class Epochs:
                 infos = await self._survey()
                 verdict = None if isinstance(cause, Wish) else self._judge(cause, infos, sent)
                 if verdict is not None:
-                    noticed.append(_Noticed(self._named(verdict), str(cause), self._now_s()))
+                    noticed.append(_Noticed(self._named(verdict), str(cause), at_s))
                     await asyncio.sleep(verdict.pause_s)
                 choice = (cause.choice if isinstance(cause, Wish) else None) or await self._next(infos)
                 self._tell(self._sentence(verdict, cause, choice.plan))
                 try:
                     ring = await self._start(choice.plan, self._peers(infos), _silent)
                 except MdiError as error:
+                    cause, sent, at_s = error, 0, self._now_s()
                     await self._end()
-                    cause, sent = error, 0
                     continue
                 self._choice = choice
                 self._remember(noticed)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from mdi.engine.sampling import SamplingParams
 from mdi.errors import FrameError
 from mdi.pipeline.draft import NO_DRAFT
-from tests.pipeline.test_speculation import ASKED, CTX, alone
-from tests.pipeline.toy import ToyRing, reference
+from tests.pipeline.test_speculation import ASKED, CTX
+from tests.pipeline.toy import VOCAB, ToyEngine, ToyRing, reference
+
+GREEDY = SamplingParams()
 
 
 @settings(max_examples=1000, deadline=None)
@@ -58,17 +60,74 @@ def test_guesses_that_were_lost_are_neither_right_nor_wrong() -> None:
     assert sequence.drafter._rates == rates
 
 
-def test_a_replay_is_one_prefill_of_prompt_and_answer() -> None:
-    ring = ToyRing(n_slots=1, ctx=256, chunk_tokens=64, max_in_flight=1)
-    sequence = ring.scheduler.admit([1, 2, 3], SamplingParams(), max_new=30)
-    while len(sequence.answer) < 20:
-        ring.step(wait=True)
+def rows_sent(ring: ToyRing, until: int) -> list[tuple[int, int]]:
+    """(position, count) of each row that the only sequence sends until it has so many tokens."""
+    (slot,) = ring.scheduler._slots
+    sequence, rows = slot.owner, []
+    while len(sequence.tokens) < until and ring.step(wait=False) is not None:
+        rows += [(row.position, row.count) for row in slot.sent[-1:] if not rows or (row.position, row.count) != rows[-1]]
+    return rows
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_replay_goes_in_the_rows_of_the_first_time_and_emits_only_what_never_came(speculate: bool) -> None:
+    ring = ToyRing(n_slots=1, ctx=256, chunk_tokens=4, max_in_flight=1)
+    ring.scheduler.admit([1, 2, 3, 1, 2, 3, 1, 2, 3], SamplingParams(), max_new=60, speculate=speculate)
+    first = rows_sent(ring, 40)
+    if not ring.core.in_flight:
+        ring.step(wait=False)
+        first.append((ring.scheduler._slots[0].sent[-1].position, ring.scheduler._slots[0].sent[-1].count))
     ring.begin_again(n_workers_left=1)
-    step = ring.scheduler.next_step()
-    assert step is not None
-    assert [(row.position, row.emit) for row in step.rows] == [(0, 1)]
-    assert step.token_ids == sequence.tokens
-    assert sequence.tokens == alone([1, 2, 3], speculate=False)[0].tokens[: len(sequence.tokens)]
+    steps = [ring.scheduler.next_step() for _ in first]
+    assert [(row.position, row.count) for step in steps for row in step.rows] == first
+    assert [step.rows[0].emit > 0 for step in steps] == [False] * (len(first) - 1) + [True]
+    assert ring.scheduler.next_step() is None
+    ring.scheduler.check_integrity()
+
+
+class RoundedEngine(ToyEngine):
+    """As real kernels do: a token computed alone leaves another trace in KV than one of a larger row, and that in everything after it."""
+
+    def forward(self, spans, hidden):  # type: ignore[no-untyped-def]
+        hidden = hidden.copy()
+        if len(hidden) % 2:
+            hidden[-1, 0] += VOCAB  # `features` hashes it; the token itself is its remainder
+        out = super().forward(spans, hidden)
+        out[:, 1:3] %= VOCAB
+        return out
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    asked=ASKED,
+    earlier=st.lists(st.integers(0, VOCAB - 1), max_size=12),
+    chunk=st.integers(1, 20),
+    speculate=st.booleans(),
+    kills=st.sets(st.integers(1, 50), max_size=3),
+)
+def test_a_replay_gives_the_same_bits_where_kernels_round_by_the_rows_they_compute(
+    asked, earlier, chunk, speculate, kills
+) -> None:
+    """One conversation, after an earlier turn that it begins with."""
+    prompt, params, max_new, stop_ids = asked
+
+    def answered(kills: set[int]) -> list[int]:
+        ring = ToyRing(n_slots=1, ctx=CTX, chunk_tokens=chunk, max_in_flight=1, engine=RoundedEngine)
+        if earlier:
+            ring.scheduler.admit(earlier, GREEDY, max_new=2, speculate=speculate)
+            while ring.step(wait=True) is not None:
+                pass
+        sequence = ring.scheduler.admit(
+            [*earlier, *prompt], params, max_new=max_new, stop_ids=frozenset(stop_ids), speculate=speculate
+        )
+        for action in count(1):
+            if action in kills and sequence.finish is None:
+                ring.begin_again(n_workers_left=1)
+            if ring.step(wait=True) is None:
+                return sequence.answer
+        raise AssertionError
+
+    assert answered(kills) == answered(set())
 
 
 def test_a_late_result_of_an_epoch_that_is_over_is_refused() -> None:
