@@ -94,8 +94,14 @@ class Adaptive:
                 self._busy.clear()
 
     async def run(self, drive: Drive) -> None:
-        """Until cancelled."""
+        """Until cancelled. An error of our own ends it: the model goes on with the plan that it has."""
         self._drive = drive
+        try:
+            await self._follow()
+        except Exception:
+            _log.exception("the plan does not follow traffic any more")
+
+    async def _follow(self) -> None:
         met_s = self._now_s()
         while True:
             await asyncio.sleep(TICK_S)
@@ -191,7 +197,9 @@ class Adaptive:
         finally:
             for task in (meeting, busy):
                 task.cancel()
-            await asyncio.gather(meeting, busy, return_exceptions=True)
+            failure, _ = await asyncio.gather(meeting, busy, return_exceptions=True)
+        if isinstance(failure, Exception):
+            raise failure
 
 
 def goal_of(problem: Problem, options: StarterOptions) -> Goal:
