@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, optimality, table
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mdi.engine.sampling import SamplingParams
     from mdi.model.source import Model
     from mdi.pipeline.api import Answer
+    from mdi.pipeline.recovery import Recovery
     from mdi.pipeline.survey import NodeList, NodeRow, StageRow
     from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
@@ -114,9 +116,12 @@ def steps_table(plan: Plan, steps: Mapping[str, int]) -> str:
     return table(STEP_HEADINGS, rows)
 
 
-def answer_json(answer: Answer, params: SamplingParams, model: Model, plan: Plan) -> dict[str, Any]:
-    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan.
+def answer_json(
+    answer: Answer, params: SamplingParams, model: Model, plan: Plan, recoveries: Sequence[Recovery] = ()
+) -> dict[str, Any]:
+    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan, which is the one at the end.
 
+    `recoveries` are failures on the way that cost no token; `node` is null where nobody in particular failed.
     With `--logprobs` there is an entry for each of `token_ids`, in the form of OpenAI's API and with the ids beside it.
     """
     times = answer.timings
@@ -150,6 +155,7 @@ def answer_json(answer: Answer, params: SamplingParams, model: Model, plan: Plan
             "accepted_tokens": times.accepted_tokens,
         },
         "plan": plan.to_json(),
+        "recoveries": [asdict(each) for each in recoveries],
     }
 
 

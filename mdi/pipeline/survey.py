@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,13 +16,16 @@ from mdi.cluster.interfaces import MAX_ADDRESSES
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import Member, Source
 from mdi.cluster.peers import PeerAddress, parse_peer
-from mdi.cluster.probe import probe_certificate
+from mdi.cluster.probe import PROBE_TIMEOUT_S, probe_certificate
 from mdi.errors import InternalError, LinkError, MdiError
 from mdi.node.dial import Dialler, NodeAddress
 from mdi.pipeline.peer import Peer, connect
 from mdi.wire import mdi_pb2 as pb
 
 LOOPBACK = "127.0.0.1"
+AGAIN_TIMEOUT_S = (
+    1.5  # for a node that may have come back, while an answer waits: as long as one that is there may take to say how it is
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,12 @@ class NodeList:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A member that answered."""
+    """A member that answered. `hang_up` closes its channel, which is closed with the house otherwise."""
 
     member: Member
     peer: Peer
     info: pb.NodeInfo
+    hang_up: Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,27 +151,31 @@ async def open_house(
 
 
 async def look_again(house: House, lost: Collection[str]) -> None:
-    """Adds nodes that came meanwhile to `others`, and dials those `lost` (ids) anew that are somewhere else now.
+    """Adds nodes that came meanwhile to `others`, and dials those `lost` (ids) anew: a channel that failed waits before it tries again.
 
-    Takes as long as the first look did. Nodes that fail are left out. A channel that is replaced stays open until the house is left.
+    Takes as long as the first look did, and AGAIN_TIMEOUT_S for nodes that do not answer: they are left as they were.
     """
     look = house.look
     if look is None:
         raise InternalError("this house was not opened")
-    members, _ = await _find(house, look.authority, list(look.named), 0, look.discovery, look.wait_s, None)
-    known = {neighbour.info.node_id: neighbour.member for neighbour in house.others}
+    members, _ = await _find(house, look.authority, list(look.named), 0, look.discovery, look.wait_s, None, AGAIN_TIMEOUT_S)
+    known = {neighbour.info.node_id: neighbour for neighbour in house.others}
 
-    def is_new(member: Member) -> bool:
-        before = known.get(member.node_id)
-        if before is None:
-            return member.node_id != house.node_id
-        # A channel to the same place connects by itself.
-        return member.node_id in lost and (member.addresses, member.port) != (before.addresses, before.port)
+    async def greet(member: Member) -> None:
+        try:
+            async with asyncio.timeout(AGAIN_TIMEOUT_S):
+                found = await _greet(look.stack, house, member)
+        except TimeoutError:
+            return
+        if isinstance(found, Neighbour):
+            if (before := known.get(member.node_id)) is not None:
+                house.others.remove(before)
+                await before.hang_up()
+            house.others.append(found)
 
-    came = [member for member in members if is_new(member)]
-    for result in await asyncio.gather(*(_greet(look.stack, house, member) for member in came)):
-        if isinstance(result, Neighbour) and result.info.node_id != house.node_id:
-            house.others[:] = [each for each in house.others if each.info.node_id != result.info.node_id] + [result]
+    await asyncio.gather(
+        *(greet(member) for member in members if member.node_id != house.node_id and member.node_id not in known.keys() - lost)
+    )
 
 
 def _key(home: Home) -> ClusterKey:
@@ -196,6 +204,7 @@ async def _find(
     discovery: bool,
     wait_s: float,
     enough: int | None,
+    probe_timeout_s: float = PROBE_TIMEOUT_S,
 ) -> tuple[list[Member], int]:
     """Members by id: this device's own daemon, those named by hand, and those that mDNS finds."""
     found: dict[str, Member] = {}
@@ -203,7 +212,7 @@ async def _find(
         own = Member(running.node_id, running.name, (LOOPBACK,), running.port, None, authority.fingerprint, Source.SELF)
         found[own.node_id] = own
     async with asyncio.TaskGroup() as tasks:
-        probes = [tasks.create_task(_probe(peer, authority), name=f"probe {peer}") for peer in named]
+        probes = [tasks.create_task(_probe(peer, authority, probe_timeout_s), name=f"probe {peer}") for peer in named]
         heard, strangers = await _listen(authority.fingerprint, wait_s, enough) if discovery else ((), 0)
     found = {member.node_id: member for member in heard} | found
     for i, result in enumerate(probe.result() for probe in probes):
@@ -237,9 +246,9 @@ async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[
         return (), 0  # no multicast on this device: those named by hand are all there is
 
 
-async def _probe(peer: PeerAddress, authority: Authority) -> Member | MdiError:
+async def _probe(peer: PeerAddress, authority: Authority, timeout_s: float) -> Member | MdiError:
     try:
-        node_id = await probe_certificate(peer, authority)
+        node_id = await probe_certificate(peer, authority, timeout_s=timeout_s)
     except MdiError as error:
         return error
     return Member(node_id, peer.host, (peer.host,), peer.port, None, authority.fingerprint, Source.STATIC)
@@ -253,9 +262,10 @@ async def _greet(stack: AsyncExitStack, house: House, member: Member) -> Neighbo
             info = await peer.info()
         except MdiError as error:
             return error
-        stack.push_async_exit(own.pop_all())  # of one that fails nothing stays open
+        kept = own.pop_all()  # of one that fails nothing stays open
+    stack.push_async_callback(kept.aclose)
     peer.address = NodeAddress(member.node_id, info.name, member.addresses, member.port)
-    return Neighbour(member, peer, info)
+    return Neighbour(member, peer, info, kept.aclose)
 
 
 def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -> NodeRow:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from mdi.errors import NoRoom, PeerError
-from mdi.node.stages import LEASE_S
 from mdi.pipeline.peer import Peer
 from mdi.pipeline.ring import GrpcRing
 from mdi.pipeline.starter import Starter
+from mdi.plan.costs import Problem, StageTime
 from mdi.wire.ring import Flow, RingTarget, collect
 from mdi.wire.status import from_rpc_error
 from tests.faults.conftest import GREEDY, NEW_TOKENS, PROMPT, SAMPLED, Hook, Nodes, ask, names
@@ -75,14 +78,13 @@ async def _refuses_the_first_epoch(starter: Starter) -> None:
     steps = (await starter.stage_steps())["two"]
     async with starter._epochs._setting.house.dialler.open(worker.peer.address) as channel, asyncio.timeout(DEADLINE_S):
         flow = Flow(channel, old, "two")
-        with pytest.raises(PeerError, match=f"epoch {old.epoch} is over: this node is at {current.epoch}"):
-            while True:
-                await flow.send(b"a frame of the old epoch")
-                await asyncio.sleep(0)
+        with suppress(PeerError):  # it may be refused before or after gRPC has taken the frame
+            await flow.send(b"a frame of the old epoch")
         late = collect(channel, old)
-        refused = from_rpc_error(await _failure(late), "two")
-        assert isinstance(refused, PeerError)
-        assert "is over" in str(refused)
+        for ended in (await flow.ended, await _failure(late)):
+            refused = from_rpc_error(ended, "two")
+            assert isinstance(refused, PeerError)
+            assert f"epoch {old.epoch} is over: this node is at {current.epoch}" in str(refused)
     assert (await starter.stage_steps())["two"] == steps
 
 
@@ -163,36 +165,33 @@ async def test_a_node_that_comes_back_is_used_again_by_the_next_plan(nodes: Node
         assert await both(starter, {6: lambda: nodes.kill("two")}) == undisturbed
         nodes.get("two")
         async with asyncio.timeout(DEADLINE_S):
-            while not await starter.replan("two is back"):
-                await asyncio.sleep(0.1)  # its channel dials again, and it is out for some seconds
+            while not await starter.replan("two is back"):  # noqa: ASYNC110 (it is out for some seconds, by the clock)
+                await asyncio.sleep(0.1)
         assert names(starter) == {"one", "two"}
         assert await both(starter) == undisturbed
-    assert (
-        said[-1] == "two is back; this device, one and two go on" or said[-1] == "two is back; this device, two and one go on"
-    )
+    assert re.fullmatch("two is back; this device, (one and two|two and one) go on", said[-1])
 
 
 async def test_a_plan_changes_in_the_middle_of_answers(nodes: Nodes, undisturbed: Answers) -> None:
     """As adaptation does it: nothing has failed, and no token is lost."""
     changes: list[asyncio.Task[bool]] = []
     async with nodes.starter("one", "two") as starter:
-        before = starter.plan.stages
+        most = max(starter.plan.stages, key=lambda stage: len(stage.blocks))
 
-        def slow_starter(problem):  # type: ignore[no-untyped-def]
-            from dataclasses import replace
-
-            from mdi.plan.costs import StageTime
-
-            first = problem.nodes[0]
-            slow = StageTime(first.decode.overhead_s, 1000 * first.decode.block_s)
-            return replace(problem, nodes=(replace(first, decode=slow), *problem.nodes[1:]))
+        def slowed(problem: Problem) -> Problem:
+            index = problem.index(most.node_id)
+            node = problem.nodes[index]
+            slow = replace(node, decode=StageTime(node.decode.overhead_s, 1000 * node.decode.block_s))
+            return replace(problem, nodes=(*problem.nodes[:index], slow, *problem.nodes[index + 1 :]))
 
         def change() -> None:
-            changes.append(asyncio.create_task(starter.replan("this device is slow now", slow_starter)))
+            changes.append(asyncio.create_task(starter.replan(f"{most.name} is slow now", slowed)))
 
         assert await both(starter, {3: change}) == undisturbed
         assert await changes[0]
-        assert len(starter.plan.stages[0].blocks) < len(before[0].blocks)
+        after = {stage.node_id: len(stage.blocks) for stage in starter.plan.stages}
+        assert after[most.node_id] == 1
+        assert len(after) == 3
         assert starter.recoveries == ()
 
 
@@ -200,12 +199,7 @@ async def test_an_idle_ring_recovers_before_the_next_answer(nodes: Nodes, undist
     async with nodes.starter("one", "two") as starter:
         nodes.kill("two")
         async with asyncio.timeout(DEADLINE_S):
-            while not starter.recoveries:
+            while not starter.recoveries:  # noqa: ASYNC110 (between answers only the terminal is told)
                 await asyncio.sleep(0.01)
         assert await both(starter) == undisturbed
         assert len(starter.recoveries) == 1
-
-
-def test_a_frozen_nodes_stage_is_freed_by_its_own_lease() -> None:
-    """What makes it safe not to wait for a node that does not answer: tests/node/test_stages.py proves the lease itself."""
-    assert LEASE_S <= 30
