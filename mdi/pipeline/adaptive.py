@@ -59,6 +59,7 @@ class Adaptive:
         self._base = epochs.costs  # of the nodes that answered when they were last asked
         self._live = LiveTimes(epochs.costs, self._choice.plan)
         self._adapter = Adapter(epochs.costs)
+        epochs.shown = lambda problem: scaled(problem, self._live.factors(now_s()))  # a failure moves no blocks to who is slow
         self._ring: TimedRing | None = None
         self._heard: dict[str, pb.NodeStatus] = {}
         self._counted: tuple[Meter, Totals, Totals] = part.blocks, {}, {}

@@ -120,11 +120,13 @@ class Epochs:
         self._target = RingTarget(secrets.token_hex(8), 0)
         self._log = FailureLog()
         self._open = AsyncExitStack()  # the running epoch's streams and leases
+        self._met: set[str] = set()  # nodes that were measured by `welcome`, among them those that no plan may use
         self._holders: dict[str, Peer] = {}  # nodes that may hold a stage of this session
         self._plan: Plan | None = None
         self._choice: Choice | None = None
         self.deployment = Deployment(self._target, ())
         self.recoveries: list[Recovery] = []
+        self.shown: Correct = lambda problem: problem  # the problem with the times that traffic shows; set by who hears of them
 
     @property
     def choice(self) -> Choice:
@@ -166,8 +168,17 @@ class Epochs:
         return among(self._costs, memory_bytes, self._log.out(now_s), self._log.broken(now_s))
 
     async def welcome(self) -> None:
-        """Looks for nodes that came or came back, and measures those that nobody has measured yet."""
-        await self._welcome(await self._survey())
+        """Looks for nodes that came or came back, and measures those that nobody has measured yet, while an epoch runs.
+
+        Its own nodes are left alone, whether they answer or not: the ring hears of a failure first, and their channels carry leases.
+        """
+        house, ring = self._setting.house, {stage.node_id for stage in self._workers}
+        answering = {*await self._survey(), *ring}
+        await look_again(house, [each.info.node_id for each in house.others if each.info.node_id not in answering])
+        came = (await self._survey()).keys() - self._met - {node.node_id for node in self._costs.nodes}
+        if came:
+            self._costs = await self._measure()
+            self._met |= came & {each.info.node_id for each in house.others}
 
     async def change(self, cause: Cause, *, progressed: bool = False) -> Ring | None:
         """Ends the epoch, plans with who is there, loads that and opens its ring: the core's next steps replay its sequences.
@@ -256,7 +267,7 @@ class Epochs:
             raise
 
     def _choose(self, infos: dict[str, pb.NodeInfo], out: Collection[str], broken: Collection[Hop]) -> Choice:
-        left = among(self._costs, {node_id: self._offers(info) for node_id, info in infos.items()}, out, broken)
+        left = self.shown(among(self._costs, {node_id: self._offers(info) for node_id, info in infos.items()}, out, broken))
         return Choice(left, plan_of_those_left(self._costs, left, self._setting.options))
 
     async def _welcome(self, infos: dict[str, pb.NodeInfo]) -> None:

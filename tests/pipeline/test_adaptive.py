@@ -222,6 +222,13 @@ async def test_meeting_ends_when_an_answer_begins() -> None:
     assert cluster.met == ["begun"]
 
 
+async def test_after_a_failure_too_plans_are_made_of_what_traffic_shows() -> None:
+    adaptive = started(cluster := Cluster(house()))
+    hear(adaptive, cluster, "id-attic", 4.0)
+    shown: Problem = cluster.shown(cluster.costs)  # type: ignore[attr-defined]
+    assert shown.nodes[1].decode.block_s == pytest.approx(4.0 * cluster.costs.nodes[1].decode.block_s)
+
+
 def test_wishes_bind_as_far_as_their_nodes_are_here() -> None:
     problem = house()
     pins = (Pin("attic", BlockRange(1, 2)), Pin("cellar", BlockRange(3, 4)))
