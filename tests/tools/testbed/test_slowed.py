@@ -83,6 +83,5 @@ def test_blocks_leave_a_node_under_a_quota(bed: Testbed) -> None:
         assert talk.ask() == expected
         rows = {row["name"]: row for row in bed.nodes()}
         assert [name for name, row in rows.items() if row["stages"]] == [other]
-        print(*talk.told[-12:], sep="\n")
     finally:
         talk.end()
