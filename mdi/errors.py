@@ -19,9 +19,13 @@ from __future__ import annotations
 
 
 class MdiError(Exception):
-    """One clear sentence (`str(error)`), and in `hint` what to type or try next."""
+    """One clear sentence (`str(error)`), and in `hint` what to type or try next.
+
+    `peer` is the name of the node that raised it or fell silent; None: it arose in this process.
+    """
 
     exit_code = 1
+    peer: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

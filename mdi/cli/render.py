@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mdi.plan.explain import NODE_HEADINGS, bars, node_rows, optimality, table
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from mdi.engine.sampling import SamplingParams
     from mdi.model.source import Model
     from mdi.pipeline.api import Answer
-    from mdi.pipeline.survey import NodeList, NodeRow
+    from mdi.pipeline.recovery import Recovery
+    from mdi.pipeline.survey import NodeList, NodeRow, StageRow
     from mdi.plan.costs import Problem
     from mdi.plan.plan import Plan
 
@@ -51,7 +53,7 @@ def nodes_text(nodes: NodeList) -> str:
 
 
 def _node_cells(row: NodeRow) -> tuple[str, ...]:
-    held = ", ".join(f"{stage.model} {block_names(stage.start, stage.stop)}" for stage in row.stages)
+    held = ", ".join(_held(stage) for stage in row.stages)
     return (
         row.name + (" (this device)" if row.source == "self" else ""),
         row.address,
@@ -61,6 +63,12 @@ def _node_cells(row: NodeRow) -> tuple[str, ...]:
         duration(row.uptime_s or 0),
         held or "nothing",
     )
+
+
+def _held(stage: StageRow) -> str:
+    """Its blocks, and how fast its last steps were beside the node's own profile."""
+    speed = "" if stage.speed is None else f" at {stage.speed:.2g}x"
+    return f"{stage.model} {block_names(stage.start, stage.stop)}{speed}"
 
 
 def duration(seconds: float) -> str:
@@ -108,9 +116,12 @@ def steps_table(plan: Plan, steps: Mapping[str, int]) -> str:
     return table(STEP_HEADINGS, rows)
 
 
-def answer_json(answer: Answer, params: SamplingParams, model: Model, plan: Plan) -> dict[str, Any]:
-    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan.
+def answer_json(
+    answer: Answer, params: SamplingParams, model: Model, plan: Plan, recoveries: Sequence[Recovery] = ()
+) -> dict[str, Any]:
+    """What `mdi run --json` prints. Times are seconds, `bytes` what a node needs for the plan, which is the one at the end.
 
+    `recoveries` are failures on the way that cost no token; `node` is null where nobody in particular failed.
     With `--logprobs` there is an entry for each of `token_ids`, in the form of OpenAI's API and with the ids beside it.
     """
     times = answer.timings
@@ -144,6 +155,7 @@ def answer_json(answer: Answer, params: SamplingParams, model: Model, plan: Plan
             "accepted_tokens": times.accepted_tokens,
         },
         "plan": plan.to_json(),
+        "recoveries": [asdict(each) for each in recoveries],
     }
 
 

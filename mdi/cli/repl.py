@@ -13,7 +13,7 @@ from mdi.cli.loop import Interrupts
 from mdi.cli.render import answer_line, plan_text, stats_text
 from mdi.cli.terminal import note, say
 from mdi.cli.transcript import load, save
-from mdi.errors import UserError
+from mdi.errors import ClusterError, UserError
 from mdi.pipeline.api import Answer
 
 
@@ -40,7 +40,8 @@ async def stream(conversation: Conversation, text: str) -> Answer:
 async def talk(conversation: Conversation, inputs: Inputs) -> int:
     """Until /quit or the end of the input. Returns the exit code: over a pipe that of the first turn that failed.
 
-    What a person can correct in the next turn is printed, and the session goes on; a ClusterError ends it.
+    What a person can put right before the next turn is printed, and the session goes on: what was typed, and nodes that are gone. Over
+    a pipe a ClusterError ends it, for nobody can.
     """
     if not inputs.interactive:
         return await _talk(conversation, inputs, nullcontext)
@@ -69,7 +70,9 @@ async def _talk(conversation: Conversation, inputs: Inputs, answering: Callable[
                     await _obey(conversation, call)
                 case None:
                     pass
-        except UserError as error:
+        except (UserError, ClusterError) as error:
+            if not inputs.interactive and isinstance(error, ClusterError):
+                raise
             describe(error)
             if not inputs.interactive:
                 exit_code = exit_code or error.exit_code

@@ -133,5 +133,6 @@ async def _run(starting: StarterOptions, wishes: Wishes, system: str | None, pro
             await stream(conversation, prompt)
             return 0
         answer = [event async for event in conversation.ask(prompt) if isinstance(event, Answer)][-1]
-        say(json.dumps(answer_json(answer, conversation.params, starter.model, starter.plan)))
+        told = answer_json(answer, conversation.params, starter.model, starter.plan, starter.recoveries)
+        say(json.dumps(told))
         return 0

@@ -18,8 +18,19 @@ from mdi.node.callers import caller_id
 from mdi.node.dial import Dialler
 from mdi.node.links import check_sizes, measure_link
 from mdi.node.measure import Measurer
-from mdi.node.messages import kv_type, link_report, node_address, pack_list, pack_refs, stage_spec, weight_format
+from mdi.node.messages import (
+    kv_type,
+    link_report,
+    node_address,
+    pack_list,
+    pack_refs,
+    stage_spec,
+    step_times_messages,
+    weight_format,
+)
+from mdi.node.meter import Totals, between
 from mdi.node.packs import PackStore
+from mdi.node.speed import speed_of
 from mdi.node.stage import LoadedStage
 from mdi.node.stages import Stages
 from mdi.profile.condition import on_battery
@@ -68,7 +79,7 @@ class ControlServicer(NodeServicer):
             memory_available_bytes=backend_available_bytes(me.backend),
             memory_offered_bytes=self._stages.offered_bytes,
             memory_used_bytes=self._stages.used_bytes,
-            stages=[_stage_info(stage) for stage in self._stages],
+            stages=[self._stage_info(stage) for stage in self._stages],
             uptime_s=time.monotonic() - me.started_s,
             device=me.backend.device,
             accelerator=me.backend.accelerator or "",
@@ -150,12 +161,15 @@ class ControlServicer(NodeServicer):
     async def Watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.NodeStatus]:
         try:
             with self._stages.watch(request.session, caller_id(context)) as held:
+                told: Totals = {}
                 while True:
+                    before, told = told, held.stage.meter.totals
                     yield pb.NodeStatus(
                         memory_available_bytes=backend_available_bytes(self._me.backend),
                         steps=held.stage.steps,
                         busy_s=held.stage.busy_s,
                         temperature_c=temperature_c() or 0.0,
+                        step_times=step_times_messages(between(before, told)),
                     )
                     with suppress(TimeoutError):
                         async with asyncio.timeout(STATUS_INTERVAL_S):
@@ -163,16 +177,16 @@ class ControlServicer(NodeServicer):
         except MdiError as error:
             await abort(context, error)
 
-
-def _stage_info(stage: LoadedStage) -> pb.StageInfo:
-    spec = stage.spec
-    return pb.StageInfo(
-        session=spec.target.session,
-        starter_id=spec.starter_id,
-        model=spec.model,
-        start=spec.blocks.start,
-        stop=spec.blocks.stop,
-        epoch=spec.target.epoch,
-        bytes=spec.memory_bytes,
-        steps=stage.steps,
-    )
+    def _stage_info(self, stage: LoadedStage) -> pb.StageInfo:
+        spec = stage.spec
+        return pb.StageInfo(
+            session=spec.target.session,
+            starter_id=spec.starter_id,
+            model=spec.model,
+            start=spec.blocks.start,
+            stop=spec.blocks.stop,
+            epoch=spec.target.epoch,
+            bytes=spec.memory_bytes,
+            steps=stage.steps,
+            speed=speed_of(stage, self._measurer.known_blocks(spec)) or 0.0,
+        )

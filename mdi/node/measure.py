@@ -15,6 +15,7 @@ from mdi.engine.thread import EngineThread
 from mdi.model.config import ModelConfig
 from mdi.model.kv import KvType
 from mdi.model.quantise import WeightFormat
+from mdi.node.stage import StageSpec
 from mdi.profile.blocks import BlockTimes, HeadTime
 from mdi.profile.cache import ProfileCache
 from mdi.profile.device import DeviceProfile
@@ -57,6 +58,13 @@ class Measurer:
         extra_s = await self._hand_over()
         decode, prefill = (replace(t, overhead_s=t.overhead_s + extra_s) for t in (times.decode, times.prefill))
         return BlockTimes(decode, prefill, times.chunk_tokens)
+
+    def known_blocks(self, spec: StageSpec) -> BlockTimes | None:
+        """What this device measured for the model of a stage; None when it has not, or too long ago."""
+        shape = spec.shape
+        return self._cache.known_blocks(
+            spec.config, spec.fmt, threads=shape.threads, ctx=shape.ctx, chunk_tokens=spec.max_tokens, kv_type=shape.kv_type
+        )
 
     async def head(self, config: ModelConfig, fmt: WeightFormat, *, refresh: bool = False) -> HeadTime:
         return await self._measured(lambda: self._cache.head(config, fmt, threads=self._threads, refresh=refresh))

@@ -15,7 +15,9 @@ from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
 from mdi.node.links import Link, LinkTimes
+from mdi.node.meter import MAX_KINDS
 from mdi.node.stage import StageSpec
+from mdi.plan.live import StepTimes
 from mdi.plan.plan import BlockRange
 from mdi.wire import mdi_pb2 as pb
 from mdi.wire.ring import RingTarget
@@ -88,6 +90,20 @@ def reported_link(report: pb.LinkReport) -> Link:
         LinkTimes(report.round_trip_s, report.decode_s, report.prefill_s),
         LinkTimes(report.round_trip_s, report.back_decode_s, report.back_prefill_s),
     )
+
+
+def step_times_messages(times: Iterable[StepTimes]) -> list[pb.StepTimes]:
+    return [
+        pb.StepTimes(rows=each.rows, steps=each.steps, context_tokens=each.context_tokens, seconds=each.seconds)
+        for each in times
+    ]
+
+
+def reported_steps(status: pb.NodeStatus) -> list[StepTimes]:
+    """The inverse of `step_times_messages`. Raises PeerError for what are no times, or more kinds than a meter tells apart."""
+    if len(status.step_times) > MAX_KINDS:
+        raise PeerError(f"a status tells of {len(status.step_times)} kinds of steps, more than {MAX_KINDS}")
+    return [StepTimes(each.rows, each.steps, each.context_tokens, each.seconds) for each in status.step_times]
 
 
 def stage_spec(request: pb.LoadStageRequest, starter_id: str, threads: int, backend: Backend) -> StageSpec:

@@ -14,6 +14,7 @@ from mdi.model.kv import KvType
 from mdi.model.packs import PackRef
 from mdi.model.quantise import WeightFormat
 from mdi.node.dial import NodeAddress
+from mdi.node.meter import Meter
 from mdi.plan.plan import BlockRange
 from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
 from mdi.wire.ring import RingTarget
@@ -67,6 +68,7 @@ class LoadedStage:
         self.spec = spec
         self.steps = 0
         self.busy_s = 0.0
+        self.meter = Meter()
         self._engine: Engine | None = engine
         self._limits = spec.limits
         self._tokens_in_slot = [0] * spec.shape.n_slots
@@ -112,6 +114,7 @@ class LoadedStage:
         self.busy_s += took_s
         if len(frame.hidden) <= BRIEF_TOKENS:
             self._short_s = took_s
+        self.meter.add(frame.rows, took_s)
         return result
 
     def free(self) -> None:

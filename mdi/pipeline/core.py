@@ -51,7 +51,10 @@ class Turn:
 
 
 class StarterCore:
-    """One caller at a time: the engine thread. `limits` None: there are no workers, and each step is finished here."""
+    """One caller at a time: the engine thread. `limits` None: there are no workers, and each step is finished here.
+
+    It outlives its epoch: `end_epoch` makes it let go of everything that belongs to a plan, `begin_epoch` gives it the next one's.
+    """
 
     def __init__(
         self,
@@ -73,8 +76,24 @@ class StarterCore:
         self._max_in_flight = max_in_flight
         self._in_flight: deque[tuple[int, Step]] = deque()
         self._short_s = math.inf  # how long the last turn took that began a short step
+        self.steps = 0  # of this epoch
+        self.local_steps = 0  # of all epochs
+
+    def end_epoch(self) -> None:
+        """What is on its way is lost, and the starter's own blocks are let go. Nothing is sent until `begin_epoch`."""
+        self._in_flight.clear()
+        self._max_in_flight = 0
+        self._local = None
+        self._short_s = math.inf
+        self._scheduler.forget()
+
+    def begin_epoch(self, epoch: int, local: Engine | None, limits: FrameLimits | None, max_in_flight: int) -> None:
+        """The next plan is loaded: every sequence is replayed from its tokens, and goes on."""
+        self._epoch = epoch
+        self._local = local
+        self._limits = limits
+        self._max_in_flight = max_in_flight
         self.steps = 0
-        self.local_steps = 0
 
     @property
     def in_flight(self) -> int:

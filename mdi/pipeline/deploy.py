@@ -1,11 +1,13 @@
-"""From a plan to loaded stages: every worker gets the packs it misses and loads its blocks, all of them at the same time."""
+"""From a plan to loaded stages: every worker gets the packs it misses and loads its blocks, all of them at the same time.
+
+A stage takes the place of the one that its node held for the session's older epoch. Who is no longer needed is told by `free`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,7 @@ class Deployment:
 @asynccontextmanager
 async def deploy(
     plan: Plan,
+    target: RingTarget,
     peers: dict[str, Peer],
     packed: PackedModel,
     packs: Path,
@@ -55,29 +58,29 @@ async def deploy(
     model: str,
     on_progress: OnProgress,
 ) -> AsyncIterator[Deployment]:
-    """The plan's workers, loaded and leased; leaving the context frees them.
+    """The plan's workers, loaded, and leased while the context is open. Their stages stay until `free`, or the leases' end.
 
-    Raises what the first failing worker failed with; the others are freed then.
+    Raises what the first failing worker failed with, once no other is loading any more: so each can be asked again at once.
     """
-    deployment = Deployment(
-        RingTarget(secrets.token_hex(8), 1), tuple(Worker(stage, peers[stage.node_id]) for stage in plan.stages[1:])
-    )
+    deployment = Deployment(target, tuple(Worker(stage, peers[stage.node_id]) for stage in plan.stages[1:]))
     leases: list[asyncio.Task[None]] = []
 
     def hold(worker: Worker) -> None:
         leases.append(asyncio.create_task(_watch(worker, deployment.target), name="lease"))
 
+    await _upload_all(deployment, packed, packs, on_progress)
     try:
-        await _upload_all(deployment, packed, packs, on_progress)
-        try:
-            await _load_all(deployment, packed, workload, model, hold, on_progress)
-            yield deployment
-        finally:
-            for lease in leases:
-                lease.cancel()
-            await asyncio.gather(*leases, return_exceptions=True)
+        await _load_all(deployment, packed, workload, model, hold, on_progress)
+        yield deployment
     finally:
-        await asyncio.gather(*(_unload(worker, deployment.target) for worker in deployment.workers))
+        for lease in leases:
+            lease.cancel()
+        await asyncio.gather(*leases, return_exceptions=True)
+
+
+async def free(peers: Iterable[Peer], session: str) -> None:
+    """Ends the session on these nodes, as far as they answer: their own leases end it on the others."""
+    await asyncio.gather(*(_unload(peer, session) for peer in peers))
 
 
 async def _upload_all(deployment: Deployment, packed: PackedModel, packs: Path, on_progress: OnProgress) -> None:
@@ -140,9 +143,9 @@ async def _load_all(
         done += 1
         on_progress(Progress("load", "loading", done, len(workers)))
 
-    async with first_error(), asyncio.TaskGroup() as tasks:
-        for index in range(len(workers)):
-            tasks.create_task(load(index))
+    results = await asyncio.gather(*(load(index) for index in range(len(workers))), return_exceptions=True)
+    if failures := [result for result in results if isinstance(result, BaseException)]:
+        raise failures[0]
 
 
 async def _watch(worker: Worker, target: RingTarget) -> None:
@@ -151,10 +154,10 @@ async def _watch(worker: Worker, target: RingTarget) -> None:
         await worker.peer.watch(target.session, lambda status: worker.last_status.update(status=status))
 
 
-async def _unload(worker: Worker, target: RingTarget) -> None:
+async def _unload(peer: Peer, session: str) -> None:
     with contextlib.suppress(MdiError, TimeoutError):
         async with asyncio.timeout(UNLOAD_TIMEOUT_S):
-            await worker.peer.unload(target.session)
+            await peer.unload(session)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,9 @@ from mdi.wire.status import from_rpc_error
 class Ring(Protocol):
     """What the drive loop needs of the workers."""
 
+    @property
+    def failure(self) -> MdiError | None: ...
+    def on_failure(self, call: Callable[[], None]) -> None: ...
     async def send(self, frame: bytes) -> None: ...
     async def receive(self) -> bytes: ...
 
@@ -32,6 +35,16 @@ class GrpcRing:
         self._last = last
         self._step_timeout_s = step_timeout_s
         self._failure: MdiError | None = None
+        self._on_failure: Callable[[], None] | None = None
+
+    @property
+    def failure(self) -> MdiError | None:
+        """What the first worker ended the stream with; None while it is open."""
+        return self._failure
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """`call` is called when `failure` is set: between answers nobody sends, and so nobody else would notice."""
+        self._on_failure = call
 
     async def send(self, frame: bytes) -> None:
         """Raises LinkError or what the workers failed with."""
@@ -49,6 +62,8 @@ class GrpcRing:
         error = await self._outgoing.ended
         self._failure = from_rpc_error(error, self._first) if error else _ended(self._first)
         self._incoming.cancel()
+        if self._on_failure is not None:
+            self._on_failure()
 
     async def _call(self, operation: Awaitable[Any], name: str) -> Any:
         try:

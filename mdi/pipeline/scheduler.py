@@ -4,10 +4,14 @@ One rule: every sequence has tokens, and a count of those that were sent on thei
 Prefill in chunks, decoding, reuse of a common beginning and replay after a failure are all that rule. A sequence that catches up may
 carry a draft behind its own tokens: guesses that the step's logits confirm or refuse. Refused ones need no clean-up anywhere, because
 the next rows are written over them.
+
+A replay goes in the rows of the first time. Kernels round differently by how many rows they compute: of MatMulNBits with 4 bits (x86-64
+with AVX-512 VNNI) a row alone gives other bits than a row of a pair, and now and then the next layer rounds to another code for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -17,6 +21,32 @@ from mdi.errors import ClusterError, InternalError, PromptTooLong
 from mdi.pipeline.api import FinishReason
 from mdi.pipeline.draft import MAX_DRAFT, NO_DRAFT, Draft, Drafter, lengths
 from mdi.wire.frame import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A row as it was sent: `count` tokens from `position` on, of which those before the next row's position were kept."""
+
+    position: int
+    count: int
+
+
+@dataclass(slots=True)
+class Replay:
+    """What is to be sent again: `rows`, of which `n_tokens` tokens were kept; with the last of them `draft`, if its result was lost."""
+
+    rows: deque[Sent] = field(default_factory=deque)
+    n_tokens: int = 0
+    draft: Draft = NO_DRAFT
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    @property
+    def n_kept(self) -> int:
+        """Tokens of the next row that were kept."""
+        end = self.rows[1].position if len(self.rows) > 1 else self.n_tokens
+        return end - self.rows[0].position
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +67,7 @@ class Sequence:
     drafter: Drafter | None = None
     guide: Guide | None = None
     draft: Draft = NO_DRAFT
+    replay: Replay = field(default_factory=Replay)
     finish: FinishReason | None = None
 
     @property
@@ -88,16 +119,18 @@ class Step:
         """Of all rows, one after another. To be asked before the step's result is taken."""
         ids: list[int] = []
         for row, sequence in zip(self.rows, self.sequences, strict=True):
-            ids += sequence.tokens[row.position : row.position + row.count]
-            ids += sequence.draft.tokens[: max(0, row.emit - 1)]
+            own = sequence.tokens[row.position : row.position + row.count]
+            own += sequence.draft.tokens[: max(0, row.emit - 1)]
+            ids += own + own[-1:] * (row.count - len(own))  # in the place of guesses that were refused the first time
         return ids
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A KV slot: the tokens whose KV it holds on every stage, and who uses it."""
+    """A KV slot: the tokens whose KV it holds on every stage, the rows that put them there, and who uses it."""
 
     held: list[int] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)  # at most one for each token of the context
     owner: Sequence | None = None
 
 
@@ -143,6 +176,7 @@ class Scheduler:
         sequence = Sequence(list(prompt), len(prompt), limit, stop_ids, params, best, n_reused, n_reused, drafter, guide)
         slot.owner = sequence
         del slot.held[n_reused:]
+        slot.sent[:] = [row for row in slot.sent if row.position < n_reused]
         return sequence
 
     @property
@@ -158,33 +192,47 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""
         waiting = [slot.owner for slot in self._slots if slot.owner is not None and slot.owner.n_waiting]
-        taken: list[tuple[Sequence, int]] = []  # with the tokens that it sends
+        waiting.sort(key=lambda sequence: sequence.n_waiting)
+        again: list[Sequence] = []  # first: a row of theirs goes whole or not at all, and the first one always fits
         budget = self._chunk_tokens
-        for sequence in sorted(waiting, key=lambda sequence: sequence.n_waiting):
-            count = min(sequence.n_waiting, budget)
-            if count == 0:
-                break
-            taken.append((sequence, count))
-            budget -= count
-        self._draft([sequence for sequence, count in taken if count == sequence.n_waiting], budget)
-        rows = tuple(self._send(sequence, count) for sequence, count in taken)
-        return Step(rows, tuple(sequence for sequence, _ in taken)) if rows else None
+        for sequence in waiting:
+            if sequence.replay and sequence.replay.rows[0].count <= budget:
+                again.append(sequence)
+                budget -= sequence.replay.rows[0].count
+        taken: list[tuple[Sequence, int]] = []  # with the tokens that it sends
+        for sequence in waiting:
+            if not sequence.replay and (count := min(sequence.n_waiting, budget)):
+                taken.append((sequence, count))
+                budget -= count
+        self._draft([sequence for sequence, count in taken if count == sequence.n_waiting], self._chunk_tokens - budget, budget)
+        rows = [self._send_again(sequence) for sequence in again] + [self._send(sequence, count) for sequence, count in taken]
+        return Step(tuple(rows), (*again, *(sequence for sequence, _ in taken))) if rows else None
 
-    def _draft(self, sequences: list[Sequence], budget: int) -> None:
+    def _draft(self, sequences: list[Sequence], n_rows: int, budget: int) -> None:
         """Gives those that catch up in this step guesses to carry, within what is left of the step."""
         drafts = [sequence.propose() for sequence in sequences]
-        counts = lengths(drafts, self._chunk_tokens - budget, budget)
+        counts = lengths(drafts, n_rows, budget)
         for sequence, draft, count in zip(sequences, drafts, counts, strict=True):
             sequence.draft = draft.first(count)
 
     def _send(self, sequence: Sequence, count: int) -> Row:
-        drafted = sequence.draft.tokens
-        emit = 1 + len(drafted) if count == sequence.n_waiting else 0
-        row = Row(sequence.slot, sequence.n_sent, count + len(drafted), emit)
-        held = self._slots[sequence.slot].held
-        held += sequence.tokens[sequence.n_sent : sequence.n_sent + count]
-        held += drafted
-        sequence.n_sent += count
+        return self._sent(sequence, count, count + len(sequence.draft.tokens))
+
+    def _send_again(self, sequence: Sequence) -> Row:
+        replay = sequence.replay
+        n_kept = replay.n_kept
+        if n_kept == sequence.n_waiting:  # its result never came
+            sequence.draft, replay.draft = replay.draft, NO_DRAFT
+        return self._sent(sequence, n_kept, replay.rows.popleft().count)
+
+    def _sent(self, sequence: Sequence, n_own: int, count: int) -> Row:
+        """A row of `count` tokens, the first `n_own` of which are the sequence's own. It emits when these are all that waited."""
+        drafted, slot = sequence.draft.tokens, self._slots[sequence.slot]
+        row = Row(sequence.slot, sequence.n_sent, count, 1 + len(drafted) if n_own == sequence.n_waiting else 0)
+        slot.held += sequence.tokens[sequence.n_sent : sequence.n_sent + n_own]
+        slot.held += drafted
+        slot.sent.append(Sent(row.position, row.count))
+        sequence.n_sent += n_own
         return row
 
     def settle(self, sequence: Sequence, n_accepted: int) -> None:
@@ -194,6 +242,25 @@ class Scheduler:
         sequence.draft = NO_DRAFT
         sequence.n_sent += n_accepted
         del self._slots[sequence.slot].held[sequence.n_sent :]
+
+    def forget(self) -> None:
+        """KV and everything on its way is lost, as when the nodes change: each sequence is sent again from its first token.
+
+        Accepted tokens stay, for they are the truth. Guesses on their way were neither right nor wrong, so nothing is learned of them
+        until they have been sent again.
+        """
+        for slot in self._slots:
+            if (owner := slot.owner) is not None:
+                again = owner.replay
+                if not again:
+                    again.n_tokens = owner.n_sent
+                if owner.draft.tokens:
+                    again.draft = owner.draft
+                again.rows.extendleft(reversed(slot.sent))
+                owner.n_sent = 0
+                owner.draft = NO_DRAFT
+            slot.held.clear()
+            slot.sent.clear()
 
     def release(self, sequence: Sequence) -> None:
         """Frees the slot; what it holds may serve the next sequence with the same beginning."""

@@ -7,43 +7,35 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mdi.cluster.home import Home
-from mdi.engine.backend import Backend
 from mdi.engine.constraint import Guides
 from mdi.engine.observe import BlockObserver
-from mdi.engine.protocol import StageShape
 from mdi.engine.thread import EngineThread
-from mdi.errors import InternalError, MdiError, UserError
+from mdi.errors import InternalError, MdiError
 from mdi.model.kv import KvType
-from mdi.model.packed import Embedding, PackedModel, open_packs, prepare
-from mdi.model.packs import open_pack
+from mdi.model.packed import PackedModel, prepare
 from mdi.model.source import Model, resolve
 from mdi.node.daemon import SWITCH_INTERVAL_S
+from mdi.pipeline.adaptive import Adaptive
 from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
-from mdi.pipeline.choice import best_plan
+from mdi.pipeline.choice import chosen_plan, permitted_here
 from mdi.pipeline.core import StarterCore
-from mdi.pipeline.deploy import Deployment, deploy
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
+from mdi.pipeline.epochs import Correct, Epochs, Setting, Wish
 from mdi.pipeline.problem import Workload, ctx_notices, draw_problem, starter_backend, starter_threads
-from mdi.pipeline.ring import open_ring
+from mdi.pipeline.recovery import Recovery
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
+from mdi.pipeline.timed import TimedPart
+from mdi.plan.adapt import Change
 from mdi.plan.costs import Problem
-from mdi.plan.forecast import steps_in_flight
 from mdi.plan.plan import Plan
-from mdi.plan.solve import manual
 from mdi.plan.wishes import permitted
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import keep_large_blocks_apart
-from mdi.wire.frame import FrameLimits
-
-STEP_TIMEOUT_FLOOR_S = 10.0
-STEP_TIMEOUT_FACTOR = (
-    30.0  # of the predicted time of a whole prefill step: a device that throttles to a tenth is slow, not dead
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +52,70 @@ class Starter:
     """A model that is up. One `generate` per KV slot at a time."""
 
     def __init__(
-        self, model: Model, workload: Workload, planned: Planned, core: StarterCore, drive: Drive, deployment: Deployment
+        self,
+        model: Model,
+        workload: Workload,
+        planned: Planned,
+        core: StarterCore,
+        drive: Drive,
+        epochs: Epochs,
+        adaptive: Adaptive,
     ) -> None:
         self.model = model
-        self.plan = planned.plan
-        self.problem = planned.problem
         self.problems = planned.problems
         self.ctx = workload.ctx
         self._core = core
         self._drive = drive
-        self._deployment = deployment
+        self._epochs = epochs
+        self._adaptive = adaptive
         self._inboxes: set[Inbox] = set()  # of the answers that nobody stopped
         self._guides = Guides(model.tokenizer, model.config.vocab_size)
+
+    @property
+    def plan(self) -> Plan:
+        """The one that runs now: nodes that fail change it, and so does `replan`."""
+        return self._epochs.choice.plan
+
+    @property
+    def problem(self) -> Problem:
+        """What `plan` was chosen for."""
+        return self._epochs.choice.problem
+
+    @property
+    def recoveries(self) -> tuple[Recovery, ...]:
+        """Failures so far that cost no token, the oldest first."""
+        return tuple(self._epochs.recoveries)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Changes of the plan so far that followed from the speed of real traffic, or from nodes that joined; the oldest first."""
+        return tuple(self._adaptive.changes)
+
+    async def replan(self, reason: str, correct: Correct = lambda problem: problem) -> bool:
+        """Changes to the best plan now, with nodes that came or came back; running answers go on under it. False: it is the best.
+
+        `correct` puts right what was measured before. `reason` is told to the user. Raises ClusterError when no plan is possible.
+        """
+        choice = await self._epochs.propose(correct)
+        if choice is None:
+            return False
+        await self._drive.change(Wish(reason, choice))
+        return True
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Answer, None]:
         """Pieces of text as they come, then one Answer.
 
-        Raises UserError and PromptTooLong before anything runs, ClusterError when a node fails.
+        Nodes that fail are recovered from. Raises UserError and PromptTooLong before anything runs, ClusterError when those left cannot
+        hold the model, or fail too often.
         """
         request.params.check_vocabulary(self.model.config.vocab_size)
         inbox = new_inbox(self.ctx)
         self._inboxes.add(inbox)
         try:
-            async with aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events:
+            async with (
+                self._adaptive.answering(),
+                aclosing(answer(self._drive, self.model.tokenizer, self._guides, request, inbox)) as events,
+            ):
                 async for event in events:
                     yield event
         finally:
@@ -96,9 +129,10 @@ class Starter:
     async def stage_steps(self) -> dict[str, int]:
         """Steps that each node of the plan computed, by node name."""
         steps = {self.plan.stages[0].name: self._core.local_steps}
-        for worker in self._deployment.workers:
+        deployment = self._epochs.deployment
+        for worker in deployment.workers:
             info = await worker.peer.info()
-            session = self._deployment.target.session
+            session = deployment.target.session
             steps[worker.stage.name] = sum(stage.steps for stage in info.stages if stage.session == session)
         return steps
 
@@ -117,23 +151,35 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
         house = await stack.enter_async_context(_house(options, home, on_progress))
         packed = await packing  # first: measuring beside the conversion would measure both
         planned = await _plan(house, model, workload, options, engine, on_progress)
-        peers = {neighbour.info.node_id: neighbour.peer for neighbour in house.others}
-        deployment = await stack.enter_async_context(
-            deploy(planned.plan, peers, packed, home.packs_path, workload, model.source.name, on_progress)
+        part = await asyncio.to_thread(
+            TimedPart, packed, home.packs_path, workload, starter_backend(house, options), starter_threads(house, options)
         )
-        threads = starter_threads(house, options)
-        backend = starter_backend(house, options)
-        core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, backend, threads)
-        ring = None
-        if deployment.workers:
-            addresses = [worker.peer.address for worker in deployment.workers]
-            ring = await stack.enter_async_context(
-                open_ring(house.dialler, deployment.target, addresses, _step_timeout_s(planned.plan))
-            )
-        drive = Drive(core, scheduler, engine, ring)
+        scheduler = Scheduler(
+            n_slots=workload.n_slots,
+            ctx=workload.ctx,
+            chunk_tokens=workload.chunk_tokens,
+            may_grow=workload.ctx < model.config.max_positions,
+        )
+        core = StarterCore(scheduler, part.embedding, None, part.head)
+        setting = Setting(house, options, workload, packed, home.packs_path, model.source.name)
+
+        async def measure() -> Problem:
+            known = replace(options, refresh_profiles=False)
+            problem = permitted_here(await draw_problem(house, workload, known, engine, _silent), options.wishes)
+            # What this process took meanwhile is the model's own, and not missing to it.
+            own = replace(problem.nodes[0], memory_bytes=planned.problem.nodes[0].memory_bytes)
+            return replace(problem, nodes=(own, *problem.nodes[1:]))
+
+        epochs = Epochs(setting, planned.problem, part, core, engine, measure, on_progress)
+        stack.push_async_callback(epochs.close)
+        first = await epochs.begin(planned.plan)
+        adaptive = Adaptive(epochs, options, part, workload)
+        drive = Drive(core, scheduler, engine, adaptive.timed(first), adaptive.change)
         driving = asyncio.create_task(drive.run(), name="drive")
         stack.push_async_callback(_settled, driving)
-        yield Starter(model, workload, planned, core, drive, deployment)
+        adapting = asyncio.create_task(adaptive.run(drive), name="adapt")
+        stack.push_async_callback(_settled, adapting)
+        yield Starter(model, workload, planned, core, drive, epochs, adaptive)
 
 
 async def draw_plan(options: StarterOptions, home: Home, on_progress: OnProgress) -> Planned:
@@ -188,7 +234,7 @@ async def _plan(
     left_out = [f"{row.name} ({row.address}) is left out: {row.problem}" for row in house.problems]
     try:
         problem = permitted(problem, options.wishes)
-        plan = best_plan(problem, options) if options.split is None else _by_hand(problem, options.split)
+        plan = chosen_plan(problem, options)
     except MdiError as error:
         for sentence in left_out:
             error.add_note(sentence)
@@ -197,56 +243,8 @@ async def _plan(
     return Planned(model.source.name, problem, plan, (*notices, *left_out, *house.notices))
 
 
-def _by_hand(problem: Problem, split: tuple[int, ...]) -> Plan:
-    """The starter first, then the others in the order of their names; who gets 0 blocks takes no part."""
-    if len(split) > len(problem.nodes):
-        raise UserError(
-            f"--split names {len(split)} nodes, and {len(problem.nodes)} are here",
-            hint="see `mdi nodes`, and start the others with `mdi node start`",
-        )
-    if sum(split) != (n_blocks := problem.model.n_blocks):
-        typed = ",".join(str(count) for count in split)
-        raise UserError(f"--split {typed} adds up to {sum(split)}, not {n_blocks}", hint=f"the model has {n_blocks} blocks")
-    others = sorted(problem.nodes[1:], key=lambda node: (node.name, node.node_id))
-    chosen = [problem.nodes[0], *(node for node, count in zip(others, split[1:], strict=False) if count)]
-    return manual(problem, [node.node_id for node in chosen], [split[0], *(count for count in split[1:] if count)])
-
-
-def _core(
-    packed: PackedModel, home: Home, plan: Plan, workload: Workload, deployment: Deployment, backend: Backend, threads: int
-) -> tuple[StarterCore, Scheduler]:
-    """Loads the starter's own part."""
-    directory, config, own = home.packs_path, packed.config, plan.stages[0].blocks
-    shape = StageShape(workload.n_slots, workload.ctx, threads, backend.kv_type(workload.kv_type))
-    packs = open_packs(packed, directory, own.start, own.stop)
-    # The head first: while it loads, it lies in memory twice, and a large one would make the peak if the blocks were there already.
-    head = backend.make_head(config, open_pack(directory / packed.head.filename), threads)
-    local = backend.make_engine(config, packs, shape, own.start) if len(own) else None
-    embedding = Embedding(open_pack(directory / packed.embedding.filename), config.embedding_scale)
-    scheduler = Scheduler(
-        n_slots=workload.n_slots,
-        ctx=workload.ctx,
-        chunk_tokens=workload.chunk_tokens,
-        may_grow=workload.ctx < config.max_positions,
-    )
-    if not deployment.workers:
-        return StarterCore(scheduler, embedding, local, head), scheduler
-    limits = FrameLimits(config.d_model, workload.chunk_tokens, workload.n_slots, workload.ctx, "f32")
-    core = StarterCore(
-        scheduler,
-        embedding,
-        local,
-        head,
-        epoch=deployment.target.epoch,
-        limits=limits,
-        max_in_flight=steps_in_flight(len(plan.stages)),
-    )
-    return core, scheduler
-
-
-def _step_timeout_s(plan: Plan) -> float:
-    times = plan.prediction
-    return STEP_TIMEOUT_FLOOR_S + STEP_TIMEOUT_FACTOR * (sum(times.stage_prefill_s) + sum(times.hop_prefill_s))
+def _silent(progress: Progress) -> None:
+    """Nobody watches."""
 
 
 async def _settled(task: asyncio.Task[object]) -> None:

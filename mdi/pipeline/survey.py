@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,22 +16,28 @@ from mdi.cluster.interfaces import MAX_ADDRESSES
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import Member, Source
 from mdi.cluster.peers import PeerAddress, parse_peer
-from mdi.cluster.probe import probe_certificate
-from mdi.errors import LinkError, MdiError
+from mdi.cluster.probe import PROBE_TIMEOUT_S, probe_certificate
+from mdi.errors import InternalError, LinkError, MdiError
 from mdi.node.dial import Dialler, NodeAddress
 from mdi.pipeline.peer import Peer, connect
 from mdi.wire import mdi_pb2 as pb
 
 LOOPBACK = "127.0.0.1"
+AGAIN_TIMEOUT_S = (
+    1.5  # for a node that may have come back, while an answer waits: as long as one that is there may take to say how it is
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
+    """`speed` of its last steps in decoding, as a share of what the node's own profile says: None until there were some."""
+
     model: str
     start: int
     stop: int
     bytes: int
     starter_id: str
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +82,23 @@ class NodeList:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A member that answered."""
+    """A member that answered. `hang_up` closes its channel, which is closed with the house otherwise."""
 
     member: Member
     peer: Peer
     info: pb.NodeInfo
+    hang_up: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How this house's nodes were looked for, to look again. `named` are addresses given by hand; channels belong to `stack`."""
+
+    authority: Authority
+    named: tuple[PeerAddress, ...]
+    discovery: bool
+    wait_s: float
+    stack: AsyncExitStack
 
 
 @dataclass(slots=True)
@@ -95,6 +113,7 @@ class House:
     problems: list[NodeRow] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)  # sentences for the user about what is here but does not work
     strangers: int = 0
+    look: Look | None = None
 
     def drop(self, neighbour: Neighbour, problem: str) -> None:
         """Leaves a node out that answered at first and failed later."""
@@ -116,6 +135,7 @@ async def open_house(
     named = [parse_peer(text) for text in (*peers, *home.read_peers())]
     async with AsyncExitStack() as stack:
         house = House(home, identity.node_id, Dialler(authority.issue(identity)))
+        house.look = Look(authority, tuple(named), discovery, wait_s, stack)
         members, house.strangers = await _find(house, authority, named, len(peers), discovery, wait_s, enough)
         results = await asyncio.gather(*(_greet(stack, house, member) for member in members))
         for member, result in zip(members, results, strict=True):
@@ -128,6 +148,34 @@ async def open_house(
             else:
                 house.others.append(result)
         yield house
+
+
+async def look_again(house: House, lost: Collection[str]) -> None:
+    """Adds nodes that came meanwhile to `others`, and dials those `lost` (ids) anew: a channel that failed waits before it tries again.
+
+    Takes as long as the first look did, and AGAIN_TIMEOUT_S for nodes that do not answer: they are left as they were.
+    """
+    look = house.look
+    if look is None:
+        raise InternalError("this house was not opened")
+    members, _ = await _find(house, look.authority, list(look.named), 0, look.discovery, look.wait_s, None, AGAIN_TIMEOUT_S)
+    known = {neighbour.info.node_id: neighbour for neighbour in house.others}
+
+    async def greet(member: Member) -> None:
+        try:
+            async with asyncio.timeout(AGAIN_TIMEOUT_S):
+                found = await _greet(look.stack, house, member)
+        except TimeoutError:
+            return
+        if isinstance(found, Neighbour):
+            if (before := known.get(member.node_id)) is not None:
+                house.others.remove(before)
+                await before.hang_up()
+            house.others.append(found)
+
+    await asyncio.gather(
+        *(greet(member) for member in members if member.node_id != house.node_id and member.node_id not in known.keys() - lost)
+    )
 
 
 def _key(home: Home) -> ClusterKey:
@@ -156,6 +204,7 @@ async def _find(
     discovery: bool,
     wait_s: float,
     enough: int | None,
+    probe_timeout_s: float = PROBE_TIMEOUT_S,
 ) -> tuple[list[Member], int]:
     """Members by id: this device's own daemon, those named by hand, and those that mDNS finds."""
     found: dict[str, Member] = {}
@@ -163,7 +212,7 @@ async def _find(
         own = Member(running.node_id, running.name, (LOOPBACK,), running.port, None, authority.fingerprint, Source.SELF)
         found[own.node_id] = own
     async with asyncio.TaskGroup() as tasks:
-        probes = [tasks.create_task(_probe(peer, authority), name=f"probe {peer}") for peer in named]
+        probes = [tasks.create_task(_probe(peer, authority, probe_timeout_s), name=f"probe {peer}") for peer in named]
         heard, strangers = await _listen(authority.fingerprint, wait_s, enough) if discovery else ((), 0)
     found = {member.node_id: member for member in heard} | found
     for i, result in enumerate(probe.result() for probe in probes):
@@ -197,9 +246,9 @@ async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[
         return (), 0  # no multicast on this device: those named by hand are all there is
 
 
-async def _probe(peer: PeerAddress, authority: Authority) -> Member | MdiError:
+async def _probe(peer: PeerAddress, authority: Authority, timeout_s: float) -> Member | MdiError:
     try:
-        node_id = await probe_certificate(peer, authority)
+        node_id = await probe_certificate(peer, authority, timeout_s=timeout_s)
     except MdiError as error:
         return error
     return Member(node_id, peer.host, (peer.host,), peer.port, None, authority.fingerprint, Source.STATIC)
@@ -207,13 +256,16 @@ async def _probe(peer: PeerAddress, authority: Authority) -> Member | MdiError:
 
 async def _greet(stack: AsyncExitStack, house: House, member: Member) -> Neighbour | MdiError:
     address = NodeAddress(member.node_id, member.name, member.addresses, member.port)
-    try:
-        peer = await stack.enter_async_context(connect(house.dialler, address))
-        info = await peer.info()
-    except MdiError as error:
-        return error
+    async with AsyncExitStack() as own:
+        try:
+            peer = await own.enter_async_context(connect(house.dialler, address))
+            info = await peer.info()
+        except MdiError as error:
+            return error
+        kept = own.pop_all()  # of one that fails nothing stays open
+    stack.push_async_callback(kept.aclose)
     peer.address = NodeAddress(member.node_id, info.name, member.addresses, member.port)
-    return Neighbour(member, peer, info)
+    return Neighbour(member, peer, info, kept.aclose)
 
 
 def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -> NodeRow:
@@ -236,5 +288,8 @@ def _row(member: Member, info: pb.NodeInfo | None, problem: str | None = None) -
         info.uptime_s,
         info.device,
         info.accelerator or None,
-        tuple(StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id) for stage in info.stages),
+        tuple(
+            StageRow(stage.model, stage.start, stage.stop, stage.bytes, stage.starter_id, stage.speed or None)
+            for stage in info.stages
+        ),
     )

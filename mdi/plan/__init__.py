@@ -13,6 +13,9 @@ tour       a short way round
 large      a heuristic above 12 nodes, beside the bound
 search     which of the two
 wishes     nodes that must not take part, blocks that lie where they were pinned
+live       times of real traffic, and the `Problem` that they show
+moves      the ring that moves the fewest blocks among those that are good enough
+adapt      when to plan again, and which plan to take then
 solve      `solve`, `solve_order`, `manual`
 baselines  what other systems would do
 reason     one sentence: why this plan

@@ -2,7 +2,7 @@
 
 Every objective is one number: `(1 - busy_share) * step + busy_share * slowest part`. Latency is 0, throughput 1. Since the slowest
 part of a ring has one of finitely many values T, and a ring whose slowest part takes at most T is a ring of `instance.within(T)`,
-the shortest step is all that has to be solved: see `_exact`.
+the shortest step is all that has to be solved: see `best_value`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Found:
 def best_in_order(instance: Instance, order: list[int], busy_share: float, min_nodes: int) -> Ring | None:
     """The best ring that takes its nodes from `order`, in that order; `order[0]` is the starter."""
     shortest = partial(shortest_in_order, min_nodes=min_nodes)
-    ring = _exact(instance.only(np.array(order)), busy_share, min_nodes, shortest, shortest)
+    ring = best_value(instance.only(np.array(order)), busy_share, min_nodes, shortest, shortest)
     return None if ring is None else renumbered(ring, order)
 
 
@@ -44,7 +44,7 @@ def exact_ring(instance: Instance, busy_share: float, min_nodes: int) -> Ring | 
     """The optimum over node choice, order and counts; for at most EXACT_NODES nodes."""
     solver = shortest_pinned_ring if instance.pins else shortest_ring
     shortest = partial(solver, min_nodes=min_nodes)
-    return _exact(instance, busy_share, min_nodes, shortest, partial(shortest, fewest_first=True))
+    return best_value(instance, busy_share, min_nodes, shortest, partial(shortest, fewest_first=True))
 
 
 def renumbered(ring: Ring, nodes: list[int]) -> Ring:
@@ -56,7 +56,7 @@ def score(instance: Instance, busy_share: float, ring: Ring) -> tuple[float, int
     return ring.value_s(instance, busy_share), len(ring.order), ring.step_s
 
 
-def _exact(instance: Instance, busy_share: float, min_nodes: int, shortest: Shortest, preferred: Shortest) -> Ring | None:
+def best_value(instance: Instance, busy_share: float, min_nodes: int, shortest: Shortest, preferred: Shortest) -> Ring | None:
     """The optimum among the rings that `shortest` looks at. For throughput, `preferred` chooses among equal ones.
 
     No T below `slowest_bound` is tried; mostly it is the answer.

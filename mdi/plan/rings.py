@@ -27,18 +27,12 @@ def shortest_ring(instance: Instance, min_nodes: int, *, fewest_first: bool = Fa
     Equal steps: the one with fewer workers, then with a stage on the starter, then with the nodes listed first. With
     `fewest_first` the number of workers counts before the step's time.
     """
-    workers = len(instance.low) - 1
-    tours = _Tours(instance.hop_s)
-    sets = (np.arange(1 << workers)[:, None] >> np.arange(workers)) & 1  # [sets, workers]
+    tours, sets = _Tours(instance.hop_s), _sets(instance)
     n_workers = sets.sum(axis=1)
-    choices = []
-    for on_starter in (1, 0) if instance.low[0] == 0 else (1,):
-        member = np.column_stack([np.full(len(sets), on_starter), sets])  # [sets, nodes]
-        counts, feasible = _fill(instance, member)
-        stages_s = instance.base_s + member @ instance.overhead_s + counts @ instance.block_s
-        feasible &= n_workers + on_starter >= min_nodes
-        choices.append((np.where(feasible, stages_s + tours.closed_s, np.inf), counts))
-
+    choices = [
+        (np.where(n_workers + on_starter >= min_nodes, step_s, np.inf), counts)
+        for on_starter, step_s, counts in _choices(instance, tours, sets)
+    ]
     step_s = np.stack([step for step, _ in choices])  # [choices, sets]
     best = best_choice(step_s, n_workers, fewest_first=fewest_first)
     if best is None:
@@ -47,6 +41,34 @@ def shortest_ring(instance: Instance, min_nodes: int, *, fewest_first: bool = Fa
     order = (0, *(worker + 1 for worker in tours.order(int(chosen))))
     counts = choices[choice][1][chosen]
     return Ring(order, tuple(int(counts[node]) for node in order), float(step_s[choice, chosen]))
+
+
+def fastest_by_set(instance: Instance) -> Floats:
+    """The shortest step of the rings of each set of workers, with or without a stage on the starter; infinite where there is none.
+
+    Set `s` holds worker `w`, node `w + 1`, if bit `w` is set. Pins are not looked at.
+    """
+    choices = _choices(instance, _Tours(instance.hop_s), _sets(instance))
+    fastest_s: Floats = np.min([step_s for _, step_s, _ in choices], axis=0)
+    return fastest_s
+
+
+def _sets(instance: Instance) -> Ints:
+    """Which workers are in which set: [sets, workers]."""
+    workers = len(instance.low) - 1
+    sets: Ints = (np.arange(1 << workers)[:, None] >> np.arange(workers)) & 1
+    return sets
+
+
+def _choices(instance: Instance, tours: _Tours, sets: Ints) -> list[tuple[int, Floats, Ints]]:
+    """(1 with a stage on the starter, 0 without; shortest steps [sets]; counts [sets, nodes]) for both, as far as they may be."""
+    found = []
+    for on_starter in (1, 0) if instance.low[0] == 0 else (1,):
+        member = np.column_stack([np.full(len(sets), on_starter), sets])  # [sets, nodes]
+        counts, feasible = _fill(instance, member)
+        stages_s = instance.base_s + member @ instance.overhead_s + counts @ instance.block_s
+        found.append((on_starter, np.where(feasible, stages_s + tours.closed_s, np.inf), counts))
+    return found
 
 
 def _fill(instance: Instance, member: Ints) -> tuple[Ints, Bools]:

@@ -69,8 +69,7 @@ class ProfileCache:
         refresh: bool = False,
     ) -> BlockTimes:
         """See `measure_blocks`; contexts of one `ctx_class` share an entry."""
-        key = _key(self._backend, "blocks", threads, config, fmt)
-        key |= {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens, "kv_type": self._backend.kv_type(kv_type)}
+        key = self._blocks_key(config, fmt, threads, ctx, chunk_tokens, kv_type)
 
         def measure() -> BlockTimes:
             return measure_blocks(
@@ -78,6 +77,19 @@ class ProfileCache:
             )
 
         return self._value(key, _block_times, measure, refresh)
+
+    def known_blocks(
+        self, config: ModelConfig, fmt: WeightFormat, *, threads: int, ctx: int, chunk_tokens: int, kv_type: KvType
+    ) -> BlockTimes | None:
+        """What `blocks` would give without measuring; None when it would have to."""
+        key = self._blocks_key(config, fmt, threads, ctx, chunk_tokens, kv_type)
+        return self._read(self._path(key), key, _block_times)
+
+    def _blocks_key(
+        self, config: ModelConfig, fmt: WeightFormat, threads: int, ctx: int, chunk_tokens: int, kv_type: KvType
+    ) -> Json:
+        key = _key(self._backend, "blocks", threads, config, fmt)
+        return key | {"ctx": ctx_class(ctx), "chunk_tokens": chunk_tokens, "kv_type": self._backend.kv_type(kv_type)}
 
     def head(self, config: ModelConfig, fmt: WeightFormat, *, threads: int, refresh: bool = False) -> HeadTime:
         """See `measure_head`."""
@@ -108,7 +120,7 @@ class ProfileCache:
         return self._value(_key(self._backend, "load", threads, config, fmt), lambda data: Load(**data), lambda: found, renew)
 
     def _value(self, key: Json, parse: Callable[[Json], Value], measure: Callable[[], Value], refresh: bool) -> Value:
-        path = self._directory / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
+        path = self._path(key)
         if not refresh and (known := self._read(path, key, parse)) is not None:
             return known
         value = measure()
@@ -116,6 +128,9 @@ class ProfileCache:
         with contextlib.suppress(OSError):  # it is measured again next time
             self._write(path, {"key": key, "measured_at": self._clock(), "value": asdict(value)})
         return value
+
+    def _path(self, key: Json) -> Path:
+        return self._directory / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
 
     def _read(self, path: Path, key: Json, parse: Callable[[Json], Value]) -> Value | None:
         try:

@@ -46,7 +46,7 @@ class NodeInfo(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., cpu: _Optional[str] = ..., threads: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., memory_offered_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., device: _Optional[str] = ..., accelerator: _Optional[str] = ..., on_battery: _Optional[bool] = ...) -> None: ...
 
 class StageInfo(_message.Message):
-    __slots__ = ("session", "starter_id", "model", "start", "stop", "epoch", "bytes", "steps")
+    __slots__ = ("session", "starter_id", "model", "start", "stop", "epoch", "bytes", "steps", "speed")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STARTER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class StageInfo(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     session: str
     starter_id: str
     model: str
@@ -63,7 +64,8 @@ class StageInfo(_message.Message):
     epoch: int
     bytes: int
     steps: int
-    def __init__(self, session: _Optional[str] = ..., starter_id: _Optional[str] = ..., model: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., epoch: _Optional[int] = ..., bytes: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    speed: float
+    def __init__(self, session: _Optional[str] = ..., starter_id: _Optional[str] = ..., model: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., epoch: _Optional[int] = ..., bytes: _Optional[int] = ..., steps: _Optional[int] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class WeightFormat(_message.Message):
     __slots__ = ("bits", "block")
@@ -228,15 +230,29 @@ class WatchRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("memory_available_bytes", "steps", "busy_s", "temperature_c", "failure")
+    __slots__ = ("memory_available_bytes", "steps", "busy_s", "temperature_c", "failure", "step_times")
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIMES_FIELD_NUMBER: _ClassVar[int]
     memory_available_bytes: int
     steps: int
     busy_s: float
     temperature_c: float
     failure: str
-    def __init__(self, memory_available_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., busy_s: _Optional[float] = ..., temperature_c: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
+    step_times: _containers.RepeatedCompositeFieldContainer[StepTimes]
+    def __init__(self, memory_available_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., busy_s: _Optional[float] = ..., temperature_c: _Optional[float] = ..., failure: _Optional[str] = ..., step_times: _Optional[_Iterable[_Union[StepTimes, _Mapping]]] = ...) -> None: ...
+
+class StepTimes(_message.Message):
+    __slots__ = ("rows", "steps", "context_tokens", "seconds")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    steps: int
+    context_tokens: float
+    seconds: float
+    def __init__(self, rows: _Optional[int] = ..., steps: _Optional[int] = ..., context_tokens: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...

@@ -30,6 +30,8 @@ MAX_HINT_CHARS = 300
 
 CLASS_KEY = "mdi-error"
 HINT_KEY = "mdi-hint-bin"  # "-bin": gRPC carries bytes, here UTF-8
+PEER_KEY = "mdi-peer-bin"  # the node that an error is about, when it is not the one that sent it
+MAX_PEER_CHARS = 64
 
 STATUS_OF: dict[type[MdiError], grpc.StatusCode] = {
     MdiError: grpc.StatusCode.UNKNOWN,
@@ -92,6 +94,8 @@ def to_status(error: MdiError) -> Status:
     metadata: list[tuple[str, str | bytes]] = [(CLASS_KEY, known.__name__)]
     if error.hint is not None:
         metadata.append((HINT_KEY, _plain(error.hint, MAX_HINT_CHARS).encode()))
+    if error.peer is not None:
+        metadata.append((PEER_KEY, _plain(error.peer, MAX_PEER_CHARS).encode()))
     return Status(STATUS_OF[known], _plain(str(error), MAX_MESSAGE_CHARS), tuple(metadata))
 
 
@@ -102,16 +106,22 @@ async def abort(context: grpc.aio.ServicerContext, error: MdiError) -> NoReturn:
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str) -> MdiError:
-    """The error that the node `peer` (a name or address, for the message) raised, or that its silence amounts to."""
-    metadata = {key: value for key, value in error.trailing_metadata() or () if key in (CLASS_KEY, HINT_KEY)}
+    """The error that the node `peer` (a name or address, for the message) raised, or that its silence amounts to.
+
+    Its `peer` is the node where it began: an error of a node further on keeps that one's name.
+    """
+    metadata = {key: value for key, value in error.trailing_metadata() or () if key in (CLASS_KEY, HINT_KEY, PEER_KEY)}
     code, details = error.code(), _plain(error.details() or "", MAX_MESSAGE_CHARS)
     sent = _CLASS_OF_NAME.get(str(metadata.get(CLASS_KEY)))
     if sent is not None:
-        hint = metadata.get(HINT_KEY)
-        return sent(details, hint=_plain(hint.decode(errors="replace"), MAX_HINT_CHARS) if isinstance(hint, bytes) else None)
+        found = sent(details, hint=_text(metadata.get(HINT_KEY), MAX_HINT_CHARS))
+        found.peer = _text(metadata.get(PEER_KEY), MAX_PEER_CHARS) or peer
+        return found
     kind = ERROR_OF[code]
     fallback = _HINTS.get(kind)
-    return kind(_sentence(kind, code, peer, details), hint=fallback and fallback.format(peer=peer))
+    found = kind(_sentence(kind, code, peer, details), hint=fallback and fallback.format(peer=peer))
+    found.peer = peer
+    return found
 
 
 def ending(call: grpc.aio.Call) -> asyncio.Future[grpc.aio.AioRpcError | None]:
@@ -145,6 +155,11 @@ def _result(finished: Coroutine[Any, Any, Any]) -> Any:
 def _sentence(kind: type[MdiError], code: grpc.StatusCode, peer: str, details: str) -> str:
     problem = "cannot be reached" if kind is LinkError else "refused or failed"
     return f"{peer} {problem} ({code.name}{': ' if details else ''}{details})."
+
+
+def _text(data: object, max_chars: int) -> str | None:
+    """What came as bytes of UTF-8."""
+    return _plain(data.decode(errors="replace"), max_chars) if isinstance(data, bytes) else None
 
 
 def _plain(text: str, max_chars: int) -> str:

@@ -44,6 +44,14 @@ def test_nodes_that_answer_are_a_table_and_others_a_sentence() -> None:
     assert strangers.startswith("2 nodes of another cluster")
 
 
+def test_a_stage_tells_its_speed_once_it_has_one() -> None:
+    stages = (StageRow("demo", 0, 4, 1, "a" * 32, 0.412), StageRow("tiny", 3, 4, 1, "a" * 32))
+    row = NodeRow("b" * 32, "desk", "10.0.0.2:52700", "mdns", stages=stages)
+    nodes = NodeList((row,), strangers=0)
+    assert "demo 0–3 at 0.41x, tiny 3" in nodes_text(nodes)
+    assert [stage["speed"] for stage in nodes.to_json()["nodes"][0]["stages"]] == [0.412, None]
+
+
 def test_a_node_with_a_gpu_is_told_by_its_name() -> None:
     row = NodeRow("b" * 32, "desk", "10.0.0.2:52700", "mdns", threads=8, device="cuda:0", accelerator="NVIDIA RTX 4090")
     assert "NVIDIA RTX 4090" in nodes_text(NodeList((row,), strangers=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 import weakref
@@ -22,11 +23,15 @@ from mdi.node import control
 from mdi.node.control import ControlServicer, Me
 from mdi.node.dial import Dialler
 from mdi.node.measure import Measurer
+from mdi.node.messages import reported_steps
+from mdi.node.meter import WARM_UP_STEPS
 from mdi.node.results import MAX_WAITING_RESULTS
 from mdi.node.ring import RingServicer
+from mdi.plan.live import StepTimes
 from mdi.profile.device import DeviceInfo
 from mdi.wire import mdi_pb2 as pb
 from mdi.wire.channel import new_server, open_channel, server_credentials, target
+from mdi.wire.frame import Row
 from mdi.wire.mdi_pb2_grpc import NodeStub, add_NodeServicer_to_server
 from mdi.wire.ring import Flow, collect, handlers
 from mdi.wire.status import from_rpc_error
@@ -128,6 +133,30 @@ async def test_a_watch_ends_at_once_when_its_stage_is_freed(node: Node, monkeypa
         await until(lambda: gone() is None)
     finally:
         gc.enable()
+
+
+async def test_a_watch_tells_of_each_step_once_and_info_of_the_speed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "STATUS_INTERVAL_S", 0.01)
+    await node.load()
+    stage = node.bench.stages.get(SPEC.target).stage
+    flow = Flow(node.channel, SPEC.target, "pi")
+    watching = NodeStub(node.channel).Watch(pb.WatchRequest(session=SPEC.target.session))
+    assert not (await watching.read()).step_times
+    sent = WARM_UP_STEPS + 20  # fewer than would wait for a starter that takes no results
+    for step in range(sent):
+        await flow.send(frame(step, rows=(Row(0, 0, 1, 1),)))
+    told: list[StepTimes] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while sum(each.steps for each in told) < 20:
+            told += reported_steps(await watching.read())
+        assert not (await watching.read()).step_times
+    assert sum(each.steps for each in told) == 20
+    assert sum(each.seconds for each in told) == pytest.approx(stage.meter.totals[1].seconds)
+    assert {each.rows for each in told} == {1}
+    info = await NodeStub(node.channel).Info(pb.InfoRequest())
+    assert [each.speed for each in info.stages] == [0.0]  # this node never measured the model
+    watching.cancel()
+    flow.cancel()
 
 
 async def test_only_the_starter_of_a_stage_collects_its_results(node: Node) -> None:

@@ -83,10 +83,12 @@ class ToyHead:
 class ToyRing:
     """A starter's core and one worker with all blocks, and frames that wait between them."""
 
-    def __init__(self, *, n_slots: int, ctx: int, chunk_tokens: int, max_in_flight: int) -> None:
+    def __init__(
+        self, *, n_slots: int, ctx: int, chunk_tokens: int, max_in_flight: int, engine: type[ToyEngine] = ToyEngine
+    ) -> None:
         spec: StageSpec = replace(SPEC, shape=StageShape(n_slots, ctx, 1), max_tokens=chunk_tokens)
         self.scheduler = Scheduler(n_slots=n_slots, ctx=ctx, chunk_tokens=chunk_tokens)
-        self._stage = LoadedStage(spec, ToyEngine(n_slots, ctx))
+        self._stage = LoadedStage(spec, engine(n_slots, ctx))
         limits = FrameLimits(WIDTH, chunk_tokens, n_slots, ctx, "f32")
         self.core = StarterCore(
             self.scheduler,
@@ -98,11 +100,29 @@ class ToyRing:
             max_in_flight=max_in_flight,
         )
         self._results: deque[bytes] = deque()
+        self._make_engine = engine
+        self._spec, self._limits, self._max_in_flight = spec, limits, max_in_flight
+        self.late: list[bytes] = []  # results of epochs that are over
+
+    def begin_again(self, *, n_workers_left: int) -> None:
+        """The worker dies with all that is in it and on its way; a new epoch begins on another one, or without any."""
+        self.late += self._results
+        self._results.clear()
+        self.core.end_epoch()
+        self.scheduler.check_integrity()
+        target = replace(self._spec.target, epoch=self._spec.target.epoch + 1)
+        self._spec = replace(self._spec, target=target)
+        engine = self._make_engine(self._spec.shape.n_slots, self._spec.shape.ctx)
+        if n_workers_left:
+            self._stage = LoadedStage(self._spec, engine)
+            self.core.begin_epoch(target.epoch, None, self._limits, self._max_in_flight)
+        else:
+            self.core.begin_epoch(target.epoch, engine, None, 1)
 
     def step(self, *, wait: bool) -> Turn | None:
         """Sends the next step, if there is one and `wait` is False, or takes the oldest result. None: there is nothing to do."""
         if self.core.can_send and not (wait and self._results):
-            turn = self.core.turn()
+            turn = self.core.turn()  # without workers it is finished there
         elif self._results:
             turn = self.core.turn(self._results.popleft())
         else:

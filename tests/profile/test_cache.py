@@ -53,6 +53,18 @@ def test_what_was_measured_is_remembered(cache: ProfileCache, tiny: ModelConfig,
     assert len(files(tmp_path)) == 3
 
 
+def test_what_is_known_is_told_without_measuring(cache: ProfileCache, tiny: ModelConfig, clock: Clock) -> None:
+    def known(ctx: int = 64) -> BlockTimes | None:
+        return cache.known_blocks(tiny, INT4, threads=1, ctx=ctx, chunk_tokens=16, kv_type=KvType.FP32)
+
+    assert known() is None
+    first = blocks(cache, tiny)
+    assert (known(), known(ctx=9)) == (first, None)
+    assert cache.n_measured == 1
+    clock.now_s += MAX_AGE_S + 1
+    assert known() is None
+
+
 def test_refresh_measures_again_and_remembers_that(cache: ProfileCache, tiny: ModelConfig) -> None:
     first = blocks(cache, tiny)
     second = blocks(cache, tiny, refresh=True)
