@@ -23,9 +23,9 @@ MAPS = Path("/proc/self/maps")
 # Of one call to the kernel. It gives up at the first page for which it finds no room: of 3.3 GiB of weights, beside 16 GiB of page cache,
 # 1.9 GiB moved in runs of 8 MiB, and 1.1 GiB in runs of 64 MiB.
 MAX_RUN_BYTES = 8 << 20
-# The kernel copies 3 GB in a second, but looks for room first, and that may take long where memory is short or in pieces. What is not
-# done when a start has waited so long goes on beside the first answers. Blocks that are measured, a few hundred MiB, are done by then.
-PATIENCE_S = 1.0
+# The kernel copies 0.5 to 3 GB in a second: where memory is short or in pieces, it looks for room first. What is not done when a start has
+# waited so long goes on beside the first answers. The few blocks that a device's speed is measured with are done by then.
+PATIENCE_S = 0.5
 DEADLINE_S = 60.0  # for the rest: then there is no room, and looking for it costs more than it brings
 NICE = 10  # of the thread that does the rest: what computes gets the cores, yet the kernel's locks are not held for long
 MIN_BYTES = (
