@@ -135,7 +135,7 @@ class Adaptive:
         try:
             steps = reported_steps(status)
         except PeerError as error:
-            _log.warning("what node %s tells of its steps is ignored: %s", node_id[:12], error)
+            _log.info("what node %s tells of its steps is ignored: %s", node_id[:12], error)
             return
         self._live.report(node_id, steps)
         self._is_new = self._is_new or bool(steps)
@@ -160,12 +160,17 @@ class Adaptive:
             self._is_new = False
             try:
                 change = await self._decide()
-                if change is None:
-                    return
+            except MdiError as error:  # no plan is possible for who is left, which is told when the present one fails
+                _log.info("no other plan was looked for: %s", error)
+                return
+            if change is None:
+                return
+            try:
                 await self._drive.change(Wish(change.sentence, Choice(change.problem, change.plan)))
-                self.changes.append(change)
             except MdiError as error:
-                _log.warning("the plan stays as it is: %s", error)
+                _log.warning("the plan did not change: %s", error)
+                return
+            self.changes.append(change)
 
     async def _decide(self) -> Change | None:
         """Most times without asking anybody: the nodes are asked how they are before a plan is taken, not before it is looked for."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
-from mdi.errors import UserError
+from mdi.errors import ClusterError, UserError
 from mdi.pipeline.api import StarterOptions
 from mdi.plan.costs import UNREACHABLE, LinkTable, Problem
 from mdi.plan.plan import Plan
@@ -34,10 +35,12 @@ def chosen_plan(problem: Problem, options: StarterOptions) -> Plan:
 def plan_of_those_left(problem: Problem, left: Problem, options: StarterOptions) -> Plan:
     """The plan for `left`, what is there of `problem`: an answer goes on with fewer nodes than were asked for.
 
-    When nodes are missing, so are the wishes that name them or count on them: `--split`, `--pin` of those, `--min-nodes`.
+    When nodes are missing, or offer less than they did, so are the wishes that name them or count on them: `--split`, `--pin` of those
+    that are gone, `--min-nodes`. Raises as `solve` does.
     """
     if len(left.nodes) == len(problem.nodes):
-        return chosen_plan(left, options)
+        with suppress(ClusterError):
+            return chosen_plan(left, options)
     pins = tuple(pin for pin in options.wishes.pins if is_here(left, pin.node))
     able = sum(left.block_limit(index) > 0 for index in range(len(left.nodes)))
     wishes = replace(options.wishes, pins=pins)

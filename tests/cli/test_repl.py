@@ -12,7 +12,7 @@ from mdi.cli.conversation import Conversation, Wishes
 from mdi.cli.loop import Interrupts
 from mdi.cli.repl import talk
 from mdi.engine.sampling import SamplingParams
-from mdi.errors import LinkError
+from mdi.errors import LinkError, NoRoom
 from mdi.model.chat import Message
 from mdi.pipeline.api import FinishReason, Piece
 
@@ -120,9 +120,32 @@ async def test_an_error_in_the_middle_of_an_answer_begins_a_new_line(
                 raise LinkError("attic fell silent")
 
             monkeypatch.setattr(starter, "generate", broken)
+            assert await talk(Conversation(starter, SHORT), Script("hello")) == 0
+            shown = capsys.readouterr()
+            assert shown.out == ("half an\n" if before else "")
+            assert "mdi: attic fell silent" in shown.err
             with pytest.raises(LinkError):
-                await talk(Conversation(starter, SHORT), Script("hello"))
-            assert capsys.readouterr().out == ("half an\n" if before else "")
+                await talk(Conversation(starter, SHORT), Script("hello", interactive=False))
+            capsys.readouterr()
+
+
+async def test_when_nobody_can_hold_the_model_a_person_may_ask_again(
+    opening: Opening, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opening() as starter:
+        generate, failures = starter.generate, [NoRoom("only 4 of 10 blocks fit", hint="add a node")]
+
+        async def gone_once(request):  # type: ignore[no-untyped-def]
+            if failures:
+                raise failures.pop()
+            async for event in generate(request):
+                yield event
+
+        monkeypatch.setattr(starter, "generate", gone_once)
+        conversation = Conversation(starter, SHORT)
+        assert await talk(conversation, Script("hello", "again")) == 0
+    assert [message.content for message in conversation.messages if message.role == "user"] == ["again"]
+    assert capsys.readouterr().err.splitlines()[:2] == ["mdi: only 4 of 10 blocks fit", "add a node"]
 
 
 async def test_ctrl_c_at_an_empty_prompt_hints_at_quit(opening: Opening, capsys: pytest.CaptureFixture[str]) -> None:

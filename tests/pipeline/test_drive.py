@@ -6,16 +6,24 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mdi.engine.protocol import StageShape
 from mdi.engine.sampling import SamplingParams
-from mdi.errors import LinkError, PromptTooLong
+from mdi.engine.thread import EngineThread
+from mdi.errors import ClusterError, FrameError, InternalError, LinkError, MdiError, NoRoom, PromptTooLong
+from mdi.node.stage import LoadedStage
 from mdi.pipeline.core import NewToken, StarterCore, Turn
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
+from mdi.pipeline.epochs import Cause, Wish
 from mdi.pipeline.scheduler import Scheduler
-from tests.pipeline.toy import ToyEmbedding, ToyEngine, ToyHead, reference
+from mdi.wire.frame import FrameLimits
+from mdi.wire.ring import RingTarget
+from tests.node.test_stage import SPEC
+from tests.pipeline.toy import WIDTH, ToyEmbedding, ToyEngine, ToyHead, reference
 
 CTX = 64
 GREEDY = SamplingParams()
@@ -185,3 +193,168 @@ async def test_an_inbox_holds_all_that_can_come_when_nobody_reads() -> None:
     inbox.put_nowait(None)
     assert inbox.qsize() == CTX - 1 + 2
     await started.leave()
+
+
+class FaultyRing:
+    """One worker with all blocks. At its `n_good`-th frame it fails, when that is sent or when its result is asked for."""
+
+    def __init__(self, epoch: int, n_good: int | None, *, at_send: bool) -> None:
+        spec = replace(SPEC, target=RingTarget("s", epoch), shape=StageShape(2, CTX, 1), max_tokens=16)
+        self._stage = LoadedStage(spec, ToyEngine(2, CTX))
+        self._left = n_good
+        self._at_send = at_send
+        self._results: deque[bytes] = deque()
+        self.failure: MdiError | None = None
+        self._notice: Callable[[], None] | None = None
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        self._notice = call
+
+    def die(self) -> None:
+        """As the stream to a worker ends between answers."""
+        self.failure = LinkError("it died between answers")
+        assert self._notice is not None
+        self._notice()
+
+    async def send(self, frame: bytes) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0 and self._at_send:
+                raise LinkError("it died")
+        self._results.append(self._stage.compute(frame))
+
+    async def receive(self) -> bytes:
+        if self._left is not None and self._left < 0:
+            raise FrameError("it answers wrongly")
+        return self._results.popleft()
+
+
+class Recovered:
+    """A drive over rings that fail one after another; `plan` are their (good frames, fails at send), None: no plan is possible."""
+
+    def __init__(self, *plan: tuple[int | None, bool] | None) -> None:
+        self.engine = EngineThread()
+        self.scheduler = Scheduler(n_slots=2, ctx=CTX, chunk_tokens=16)
+        self.core = StarterCore(self.scheduler, ToyEmbedding(), None, ToyHead())
+        self._plan, self._epoch = list(plan), 0
+        self.causes: list[Cause] = []
+        self.progress: list[bool] = []
+        self.ring: FaultyRing | None = None
+        self.begin()
+        self.drive = Drive(self.core, self.scheduler, self.engine, self.ring, self.change)
+
+    def begin(self) -> None:
+        self._epoch += 1
+        n_good, at_send = self._plan.pop(0) or (0, False)
+        self.ring = FaultyRing(self._epoch, n_good, at_send=at_send)
+        self.core.begin_epoch(self._epoch, None, FrameLimits(WIDTH, 16, 2, CTX, "f32"), 2)
+
+    async def change(self, cause: Cause, *, progressed: bool = False) -> FaultyRing | None:
+        self.causes.append(cause)
+        self.progress.append(progressed)
+        await self.engine.run(self.core.end_epoch)
+        if isinstance(cause, InternalError):
+            raise cause
+        if self._plan[0] is None:
+            self._plan.pop(0)
+            raise NoRoom("nobody can hold it")
+        await self.engine.run(self.begin)
+        return self.ring
+
+    async def answer(self, prompt: list[int], max_new: int = 12) -> list[int]:
+        inbox, tokens = new_inbox(CTX), []
+        async with self.drive.running(inbox, prompt, GREEDY, max_new=max_new, stop_ids=frozenset()):
+            while True:
+                token = await inbox.get()
+                if isinstance(token, BaseException):
+                    raise token
+                assert token is not None
+                tokens += [] if token.token_id is None else [token.token_id]
+                if token.is_last:
+                    return tokens
+
+    async def __aenter__(self) -> Recovered:
+        self._driving = asyncio.create_task(self.drive.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._driving.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._driving
+        self.engine.close()
+        assert not self.drive._inboxes
+        assert all(slot.owner is None for slot in self.scheduler._slots)
+
+
+PROMPTS = ([1, 2, 3], [4, 5])
+ANSWERS = [reference(prompt, GREEDY, 12, CTX, frozenset()) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("at_send", [False, True])
+@pytest.mark.parametrize("n_good", range(9))
+async def test_answers_go_on_over_one_ring_after_another(n_good: int, at_send: bool) -> None:
+    """Tokens that a step gave before its next frame could not be sent are not lost either."""
+    async with asyncio.timeout(10), Recovered((n_good, at_send), (3, True), (4, False), (None, False)) as recovered:
+        assert await asyncio.gather(*(recovered.answer(prompt) for prompt in PROMPTS)) == ANSWERS
+    kinds = [type(cause) for cause in recovered.causes]
+    assert kinds == [LinkError if at_send else FrameError, LinkError, FrameError]
+
+
+async def test_when_no_plan_is_possible_all_answers_are_told_and_later_ones_try_again() -> None:
+    async with asyncio.timeout(10), Recovered((2, False), None, None, (None, False)) as recovered:
+        found = await asyncio.gather(*(recovered.answer(prompt) for prompt in PROMPTS), return_exceptions=True)
+        assert [type(each) for each in found] == [NoRoom, NoRoom]
+        with pytest.raises(NoRoom):
+            await recovered.answer(PROMPTS[0])
+        assert await recovered.answer(PROMPTS[0]) == ANSWERS[0]
+    assert [type(cause) for cause in recovered.causes] == [FrameError, Wish, Wish]
+
+
+async def test_a_ring_that_dies_between_answers_is_replaced_before_the_next() -> None:
+    async with asyncio.timeout(10), Recovered((None, False), (None, False)) as recovered:
+        assert await recovered.answer(PROMPTS[0]) == ANSWERS[0]
+        recovered.ring.die()
+        await settle()
+        while len(recovered.causes) < 1:  # noqa: ASYNC110 (the engine thread has its part in it)
+            await asyncio.sleep(0)
+        assert await recovered.answer(PROMPTS[1]) == ANSWERS[1]
+    assert [str(cause) for cause in recovered.causes] == ["it died between answers"]
+
+
+async def test_a_wish_changes_the_plan_between_two_steps() -> None:
+    async with asyncio.timeout(10), Recovered((None, False), (None, False)) as recovered:
+        running = asyncio.gather(*(recovered.answer(prompt) for prompt in PROMPTS))
+        await settle()
+        await recovered.drive.change(Wish("a node came"))
+        assert await running == ANSWERS
+        assert [str(cause.reason) for cause in recovered.causes] == ["a node came"]
+
+
+async def test_a_wish_that_cannot_be_granted_is_told_to_who_wished() -> None:
+    async with asyncio.timeout(10), Recovered((None, False), None, (None, False)) as recovered:
+        with pytest.raises(NoRoom):
+            await recovered.drive.change(Wish("a node came"))
+        assert await recovered.answer(PROMPTS[0]) == ANSWERS[0]
+
+
+async def test_two_wishes_at_once_are_refused() -> None:
+    async with asyncio.timeout(10), Recovered((None, False), (None, False)) as recovered:
+        first = asyncio.create_task(recovered.drive.change(Wish("one")))
+        await asyncio.sleep(0)
+        with pytest.raises(ClusterError, match="on its way"):
+            await recovered.drive.change(Wish("two"))
+        await first
+
+
+async def test_our_own_bug_is_final() -> None:
+    class Broken(StarterCore):
+        def turn(self, result: bytes | None = None) -> Turn:
+            raise InternalError("a bug")
+
+    async with asyncio.timeout(10), Recovered((None, False)) as recovered:
+        recovered.core.turn = Broken.turn.__get__(recovered.core)  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(InternalError, match="a bug"):
+                await recovered.answer(PROMPTS[0])
+        with pytest.raises(InternalError):
+            await recovered.drive.change(Wish("too late"))

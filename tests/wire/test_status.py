@@ -92,3 +92,22 @@ def test_a_hint_of_broken_bytes_does_no_harm() -> None:
     )
     assert type(back) is InternalError
     assert back.hint == "��"
+
+
+def test_an_error_keeps_the_name_of_the_node_where_it_began() -> None:
+    """attic fails; kitchen, which sends to it, tells the starter, which knows kitchen alone."""
+    at_kitchen = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE), "attic \N{SNOWMAN}")
+    at_starter = from_rpc_error(rpc_error(*to_status(at_kitchen)), "kitchen")
+    assert (at_kitchen.peer, at_starter.peer) == ("attic \N{SNOWMAN}", "attic \N{SNOWMAN}")
+    assert from_rpc_error(rpc_error(*to_status(FrameError("damaged"))), "kitchen").peer == "kitchen"
+    assert FrameError("damaged").peer is None
+
+
+@pytest.mark.parametrize("name", [b"\xff\x1b[2J" * 1000, "text"])
+def test_what_a_peer_calls_another_is_bounded_and_printable(name: object) -> None:
+    found = from_rpc_error(
+        rpc_error(*to_status(FrameError("x"))[:2], (("mdi-error", "FrameError"), ("mdi-peer-bin", name))), "pi"
+    ).peer
+    assert found is not None
+    assert len(found) <= 64
+    assert found.isprintable()
