@@ -95,13 +95,13 @@ class _Noticed:
 class Epochs:
     """One task at a time calls `begin`, `change` and `close`: the one that drives the ring, so no step runs meanwhile.
 
-    `costs` are those of the first plan; `measure` draws them anew, and is asked only when a node came that was never measured.
+    `measured` is what the first plan was made of; `measure` draws it anew, and is asked only when a node came that was never measured.
     """
 
     def __init__(
         self,
         setting: Setting,
-        costs: Problem,
+        measured: Problem,
         part: OwnPart,
         core: StarterCore,
         engine: EngineThread,
@@ -110,7 +110,8 @@ class Epochs:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = setting
-        self._costs = costs
+        self._measured = measured
+        self._correct: Correct | None = None
         self._part = part
         self._core = core
         self._engine = engine
@@ -141,14 +142,20 @@ class Epochs:
         except MdiError as error:
             return await self.change(error)
 
-    async def propose(self, correct: Correct = lambda problem: problem) -> Choice | None:
+    @property
+    def _costs(self) -> Problem:
+        """What was measured, as far as it is known to have changed since."""
+        return self._measured if self._correct is None else self._correct(self._measured)
+
+    async def propose(self, correct: Correct | None = None) -> Choice | None:
         """The best plan now, with nodes that came or came back; None when it is the one that runs. It disturbs nothing that runs.
 
-        `correct` puts right what was measured before, such as the times of a node that became slow. Raises as the planner does.
+        `correct` puts right what was measured at first, such as the times of a node that became slow: now and for all later plans, until
+        another one takes its place. Raises as the planner does.
         """
         infos = await self._survey()
         await self._welcome(infos)
-        self._costs = correct(self._costs)
+        self._correct = correct or self._correct
         now_s = self._now_s()
         choice = self._choose(infos, self._log.out(now_s), self._log.broken(now_s))
         same = self._plan is not None and _placed(choice.plan) == _placed(self._plan)
@@ -173,7 +180,7 @@ class Epochs:
                 if verdict is not None:
                     noticed.append(_Noticed(self._named(verdict), str(cause), at_s))
                     await asyncio.sleep(verdict.pause_s)
-                choice = (cause.choice if isinstance(cause, Wish) else None) or await self._next(infos)
+                choice = _possible(cause, infos) or await self._next(infos)
                 self._tell(self._sentence(verdict, cause, choice.plan))
                 try:
                     ring = await self._start(choice.plan, self._peers(infos), _silent)
@@ -249,9 +256,9 @@ class Epochs:
         house = self._setting.house
         await look_again(house, [each.info.node_id for each in house.others if each.info.node_id not in infos])
         infos |= await self._survey()
-        known = {node.node_id for node in self._costs.nodes}
+        known = {node.node_id for node in self._measured.nodes}
         if not known.issuperset(infos):
-            self._costs = await self._measure()
+            self._measured = await self._measure()
 
     async def _start(self, plan: Plan, peers: dict[str, Peer], on_progress: OnProgress) -> Ring | None:
         """Loads a plan as the next epoch and opens its ring. When it fails, `_end` is to be called."""
@@ -320,6 +327,12 @@ class Epochs:
     def _tell(self, text: str) -> None:
         self._on_progress(Progress("recovery", text, 0, 1))
         self._on_progress(Progress("recovery", text, 1, 1))
+
+
+def _possible(cause: Cause, infos: Collection[str]) -> Choice | None:
+    """The plan that is wished for, if its nodes still answer."""
+    choice = cause.choice if isinstance(cause, Wish) else None
+    return choice if choice is not None and all(stage.node_id in infos for stage in choice.plan.stages[1:]) else None
 
 
 def _placed(plan: Plan) -> list[tuple[str, BlockRange]]:

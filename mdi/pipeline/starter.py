@@ -76,10 +76,11 @@ class Starter:
         """Failures so far that cost no token, the oldest first."""
         return tuple(self._epochs.recoveries)
 
-    async def replan(self, reason: str, correct: Correct = lambda problem: problem) -> bool:
+    async def replan(self, reason: str, correct: Correct | None = None) -> bool:
         """Changes to the best plan now, with nodes that came or came back; running answers go on under it. False: it is the best.
 
-        `correct` puts right what was measured before. `reason` is told to the user. Raises ClusterError when no plan is possible.
+        `correct` puts right what was measured at first, for this plan and all later ones. `reason` is told to the user. Raises ClusterError
+        when no plan is possible.
         """
         choice = await self._epochs.propose(correct)
         if choice is None:
