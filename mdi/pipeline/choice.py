@@ -43,8 +43,10 @@ def plan_of_those_left(problem: Problem, left: Problem, options: StarterOptions)
             return chosen_plan(left, options)
     pins = tuple(pin for pin in options.wishes.pins if is_here(left, pin.node))
     able = sum(left.block_limit(index) > 0 for index in range(len(left.nodes)))
-    wishes = replace(options.wishes, pins=pins)
-    return best_plan(left, replace(options, split=None, wishes=wishes, min_nodes=max(1, min(options.min_nodes, able))))
+    options = replace(options, split=None, wishes=replace(options.wishes, pins=pins))
+    with suppress(ClusterError):  # such as links that connect fewer
+        return best_plan(left, replace(options, min_nodes=max(1, min(options.min_nodes, able))))
+    return best_plan(left, replace(options, min_nodes=1))
 
 
 def permitted_here(problem: Problem, wishes: Wishes) -> Problem:

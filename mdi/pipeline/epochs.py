@@ -95,13 +95,13 @@ class _Noticed:
 class Epochs:
     """One task at a time calls `begin`, `change` and `close`: the one that drives the ring, so no step runs meanwhile.
 
-    `costs` are those of the first plan; `measure` draws them anew, and is asked only when a node came that was never measured.
+    `measured` is what the first plan was made of; `measure` draws it anew, and is asked only when a node came that was never measured.
     """
 
     def __init__(
         self,
         setting: Setting,
-        costs: Problem,
+        measured: Problem,
         part: OwnPart,
         core: StarterCore,
         engine: EngineThread,
@@ -110,7 +110,7 @@ class Epochs:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = setting
-        self._costs = costs
+        self._costs = measured
         self._part = part
         self._core = core
         self._engine = engine
@@ -126,7 +126,7 @@ class Epochs:
         self._choice: Choice | None = None
         self.deployment = Deployment(self._target, ())
         self.recoveries: list[Recovery] = []
-        self.shown: Correct = lambda problem: problem  # the problem with the times that traffic shows; set by who hears of them
+        self.shown: Correct = lambda problem: problem  # with the times that traffic shows; set by who hears of them
 
     @property
     def choice(self) -> Choice:
@@ -143,14 +143,13 @@ class Epochs:
         except MdiError as error:
             return await self.change(error)
 
-    async def propose(self, correct: Correct = lambda problem: problem) -> Choice | None:
+    async def propose(self) -> Choice | None:
         """The best plan now, with nodes that came or came back; None when it is the one that runs. It disturbs nothing that runs.
 
-        `correct` puts right what was measured before, such as the times of a node that became slow. Raises as the planner does.
+        Raises as the planner does.
         """
         infos = await self._survey()
         await self._welcome(infos)
-        self._costs = correct(self._costs)
         now_s = self._now_s()
         choice = self._choose(infos, self._log.out(now_s), self._log.broken(now_s))
         same = self._plan is not None and _placed(choice.plan) == _placed(self._plan)
@@ -199,7 +198,7 @@ class Epochs:
                 if verdict is not None:
                     noticed.append(_Noticed(self._named(verdict), str(cause), at_s))
                     await asyncio.sleep(verdict.pause_s)
-                choice = (cause.choice if isinstance(cause, Wish) else None) or await self._next(infos)
+                choice = _possible(cause, infos) or await self._next(infos)
                 self._tell(self._sentence(verdict, cause, choice.plan))
                 try:
                     ring = await self._start(choice.plan, self._peers(infos), _silent)
@@ -346,6 +345,12 @@ class Epochs:
     def _tell(self, text: str) -> None:
         self._on_progress(Progress("recovery", text, 0, 1))
         self._on_progress(Progress("recovery", text, 1, 1))
+
+
+def _possible(cause: Cause, infos: Collection[str]) -> Choice | None:
+    """The plan that is wished for, if its nodes still answer."""
+    choice = cause.choice if isinstance(cause, Wish) else None
+    return choice if choice is not None and all(stage.node_id in infos for stage in choice.plan.stages[1:]) else None
 
 
 def _placed(plan: Plan) -> list[tuple[str, BlockRange]]:

@@ -97,14 +97,17 @@ class FailureLog:
             for node_id in lost:
                 self._put_out(node_id, now_s)
             return Verdict(lost, True, False, None, pause_s)
-        culprit = suspect or (ring[-1] if ring else None)
-        if culprit is None:
+        if not ring:
             return Verdict((), False, True, None, pause_s)
-        return self._among_the_living(culprit, ring, classify(error), now_s, pause_s)
+        # What nobody is named for, such as numbers that are none, came from the last worker; it may have come to it from another. Then
+        # the failure comes back without this one, and the next one from the end is out: each costs an attempt.
+        culprit = suspect or ring[-1]
+        fault = Fault.PEER if suspect is None else classify(error)
+        return self._among_the_living(culprit, ring, fault, now_s, pause_s)
 
     def _among_the_living(self, culprit: str, ring: Sequence[str], fault: Fault, now_s: float, pause_s: float) -> Verdict:
         record = self._records.setdefault(culprit, _Record())
-        if not record.failures:
+        if not record.failures and self._in_a_row == 1:
             record.failures, record.last_s = 1, now_s
             return Verdict((culprit,), False, True, None, pause_s)
         hop = next((hop for hop in pairwise(ring) if hop[1] == culprit), None)

@@ -24,7 +24,7 @@ from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, Start
 from mdi.pipeline.choice import chosen_plan, permitted_here
 from mdi.pipeline.core import StarterCore
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
-from mdi.pipeline.epochs import Correct, Epochs, Setting, Wish
+from mdi.pipeline.epochs import Epochs, Setting, Wish
 from mdi.pipeline.problem import Workload, ctx_notices, draw_problem, starter_backend, starter_threads
 from mdi.pipeline.recovery import Recovery
 from mdi.pipeline.scheduler import Scheduler
@@ -91,12 +91,12 @@ class Starter:
         """Changes of the plan so far that followed from the speed of real traffic, or from nodes that joined; the oldest first."""
         return tuple(self._adaptive.changes)
 
-    async def replan(self, reason: str, correct: Correct = lambda problem: problem) -> bool:
+    async def replan(self, reason: str) -> bool:
         """Changes to the best plan now, with nodes that came or came back; running answers go on under it. False: it is the best.
 
-        `correct` puts right what was measured before. `reason` is told to the user. Raises ClusterError when no plan is possible.
+        `reason` is told to the user. Raises ClusterError when no plan is possible.
         """
-        choice = await self._epochs.propose(correct)
+        choice = await self._epochs.propose()
         if choice is None:
             return False
         await self._drive.change(Wish(reason, choice))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from mdi.model.quantise import Quant
 from mdi.pipeline.api import Answer, FinishReason, Piece, Request, StarterOptions
 from mdi.pipeline.starter import Starter, draw_plan, open_starter
 from mdi.pipeline.survey import list_nodes
-from tests.cluster.conftest import N_BLOCKS, Daemon, House
+from tests.cluster.conftest import N_BLOCKS, House
 from tools.quoting import make_quoting, text_ids
 from tools.shapes import SHAPES
 
@@ -33,13 +32,6 @@ def options(model: Path, *daemons: object, **changes: object) -> StarterOptions:
 async def ask(starter: Starter, prompt: tuple[int, ...] = PROMPT, **changes: object) -> Answer:
     request = Request(prompt, **({"max_tokens": NEW_TOKENS, "ignore_eos": True, "speculate": False} | changes))
     return [event async for event in starter.generate(request) if isinstance(event, Answer)][-1]
-
-
-async def ask_and_signal(starter: Starter, daemon: Daemon, number: signal.Signals) -> None:
-    """A long answer; the daemon is signalled at its first token."""
-    async for event in starter.generate(Request(PROMPT, max_tokens=90, ignore_eos=True)):
-        if isinstance(event, Piece) and daemon.process.poll() is None:
-            daemon.signal(number)
 
 
 async def answer(options: StarterOptions, home: Home) -> tuple[Answer, Starter]:
@@ -168,21 +160,6 @@ async def test_stop_strings_end_the_answer_before_them(house: House, model: Path
         cut = await ask(starter, stop=(stop,))
     assert cut.text == full.text[: full.text.index(stop)]
     assert cut.finish_reason is FinishReason.STOP
-
-
-async def test_a_killed_worker_is_told_at_once_and_by_name(house: House, model: Path) -> None:
-    one, two = house.start("one"), house.start("two")
-    async with open_starter(options(model, one, two, split=(1, 2, 2)), house.home("starter"), lambda _: None) as starter:
-        killed = ask_and_signal(starter, two, signal.SIGKILL)
-        with pytest.raises(LinkError, match=r"\b(one|two)\b"):
-            await asyncio.wait_for(killed, 3)
-
-
-async def test_a_frozen_worker_ends_in_an_error_not_in_a_hang(house: House, model: Path) -> None:
-    one = house.start("one")
-    async with open_starter(options(model, one, split=(2, 3)), house.home("starter"), lambda _: None) as starter:
-        with pytest.raises(LinkError):
-            await ask_and_signal(starter, one, signal.SIGSTOP)
 
 
 async def test_a_node_of_another_cluster_is_named_as_such(house: House, model: Path) -> None:

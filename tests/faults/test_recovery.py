@@ -185,7 +185,8 @@ async def test_a_plan_changes_in_the_middle_of_answers(nodes: Nodes, undisturbed
             return replace(problem, nodes=(*problem.nodes[:index], slow, *problem.nodes[index + 1 :]))
 
         def change() -> None:
-            changes.append(asyncio.create_task(starter.replan(f"{most.name} is slow now", slowed)))
+            starter._epochs.shown = slowed
+            changes.append(asyncio.create_task(starter.replan(f"{most.name} is slow now")))
 
         assert await both(starter, {3: change}) == undisturbed
         assert await changes[0]

@@ -115,9 +115,13 @@ def test_a_node_that_fails_again_is_out_and_each_time_for_longer() -> None:
 
 
 def test_what_nobody_is_named_for_is_the_last_workers() -> None:
+    """And of those before it, when the failure comes back without it."""
     log = FailureLog()
-    log.judge(FrameError("not finite"), RING, [], None, 0.0)
-    assert log.judge(PeerError("odd"), RING, [], None, 0.0).culprits == ("c",)
+    verdicts = [log.judge(FrameError("not finite"), ring, [], None, 0.0) for ring in (RING, RING, ("a", "b"), ("a",))]
+    assert [verdict.culprits for verdict in verdicts] == [("c",), ("c",), ("b",), ("a",)]
+    assert [verdict.second_chance for verdict in verdicts] == [True, False, False, False]
+    assert log.out(0.0) == set(RING)
+    assert log.broken(0.0) == frozenset()
 
 
 def test_attempts_without_a_token_are_bounded_and_the_pauses_between_them_grow() -> None:
