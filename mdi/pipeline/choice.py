@@ -44,8 +44,9 @@ def plan_of_those_left(problem: Problem, left: Problem, options: StarterOptions)
     pins = tuple(pin for pin in options.wishes.pins if is_here(left, pin.node))
     able = sum(left.block_limit(index) > 0 for index in range(len(left.nodes)))
     options = replace(options, split=None, wishes=replace(options.wishes, pins=pins))
-    with suppress(ClusterError):  # such as links that connect fewer
-        return best_plan(left, replace(options, min_nodes=max(1, min(options.min_nodes, able))))
+    for n_nodes in range(min(options.min_nodes, able), 1, -1):
+        with suppress(ClusterError):  # such as links that connect fewer
+            return best_plan(left, replace(options, min_nodes=n_nodes))
     return best_plan(left, replace(options, min_nodes=1))
 
 
