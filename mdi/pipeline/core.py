@@ -72,6 +72,7 @@ class StarterCore:
         self._in_flight: deque[tuple[int, Step]] = deque()
         self.steps = 0
         self.local_steps = 0
+        self.busy_s = 0.0  # in `turn`
 
     @property
     def in_flight(self) -> int:
@@ -86,11 +87,13 @@ class StarterCore:
 
         Raises FrameError for a result that is not that of the oldest step in flight.
         """
+        started_s = time.perf_counter()
         turn = Turn()
         if result is not None:
             self._finish(result, turn)
         if self.can_send:
             self._start(turn)
+        self.busy_s += time.perf_counter() - started_s
         return turn
 
     def _start(self, turn: Turn) -> None:

@@ -38,6 +38,11 @@ class Drive:
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why no answer can be computed any more."""
+        return self._failure
+
     async def run(self) -> None:
         """Until cancelled. When a step fails, every running answer gets the error, and so does each later one."""
         try:
