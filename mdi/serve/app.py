@@ -15,6 +15,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from mdi.errors import InternalError, MdiError
+from mdi.serve import anthropic, ollama
 from mdi.serve.access import Access
 from mdi.serve.answers import ClientGone
 from mdi.serve.chat import chat_completions
@@ -22,6 +23,7 @@ from mdi.serve.completions import completions
 from mdi.serve.errors import ApiError, Shape, api_error
 from mdi.serve.exchange import Exchange, Handler
 from mdi.serve.health import Health, metrics, model, models, version
+from mdi.serve.responses import responses
 from mdi.serve.service import Service
 from mdi.serve.streaming import send_body, send_json
 from mdi.serve.tokens import detokenize, tokenize
@@ -42,12 +44,20 @@ class App:
             "/health": self._tell_health,
             "/version": version,
             "/metrics": metrics,
+            "/api/tags": ollama.tags,
+            "/api/version": ollama.version,
             "/v1/models": models,
             "/v1/models/{name:path}": model,
         }
         posts: dict[str, Handler] = {
             "/v1/chat/completions": chat_completions,
             "/v1/completions": completions,
+            "/v1/messages": anthropic.messages,
+            "/v1/messages/count_tokens": anthropic.count_tokens,
+            "/v1/responses": responses,
+            "/api/chat": ollama.chat,
+            "/api/generate": ollama.generate,
+            "/api/show": ollama.show,
             "/tokenize": tokenize,
             "/detokenize": detokenize,
         }

@@ -37,17 +37,20 @@ class Chat:
     tools: Tools = field(default_factory=Tools)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def requests(self, service: Service, constraint: Constraint | None) -> list[Request]:
-        """Renders and cuts into tokens: call it in a thread. Raises ApiError, ModelError when the template refuses."""
+    def encode(self, service: Service) -> list[int]:
+        """Token ids. It renders a template: call it in a thread. Raises ApiError, ModelError when the template refuses."""
         model = service.starter.model
         if self.tools.offered and not model.chat.takes_tools:
             raise UserError(f"{service.name} was not trained to call tools: its chat template has none")
+        return model.encode_turns(self.turns, self.tools.offered or None, self.options)
+
+    def requests(self, service: Service, constraint: Constraint | None) -> list[Request]:
+        """As `encode`, with all that the answers need."""
         if self.tools.forced:
             if constraint is not None:
                 raise UserError("tool_choice asks for a call, and response_format for something else")
             constraint = schema_constraint(self.tools.schema)
-        ids = model.encode_turns(self.turns, self.tools.offered or None, self.options)
-        return self.settings.requests(check_room(service, ids, "messages"), constraint=constraint)
+        return self.settings.requests(check_room(service, self.encode(service), "messages"), constraint=constraint)
 
     def finder(self, model: Model) -> CallFinder | None:
         return self.tools.finder(model.chat.source) if self.tools.offered else None

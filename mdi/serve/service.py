@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeVar
 
+from mdi.errors import UserError
 from mdi.pipeline.starter import Starter
 from mdi.serve.admission import Admission
 from mdi.serve.body import Fields
@@ -36,6 +37,14 @@ class Service:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model converses, and was trained to call tools."""
+        try:
+            return self.starter.model.chat.takes_tools
+        except UserError:
+            return False
 
     @property
     def ending(self) -> bool:

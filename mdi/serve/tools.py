@@ -184,10 +184,10 @@ def read_tools(body: Fields) -> Tools:
         function.text("name")
         function.object("parameters")
         offered.append(tool.values)
-    return chosen(body, tuple(offered), _choice(body))
+    return chosen(body, tuple(offered), choice_of(body))
 
 
-def _choice(body: Fields) -> str | tuple[str]:
+def choice_of(body: Fields) -> str | tuple[str]:
     """auto, none, required, or the name of one tool in a tuple."""
     if isinstance(body.values.get("tool_choice"), dict):
         choice = body.object("tool_choice")
