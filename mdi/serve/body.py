@@ -15,6 +15,7 @@ from starlette.requests import Request
 from mdi.serve.errors import ApiError, refused
 
 MAX_BODY_BYTES = 4 << 20  # 128,000 tokens are 0.6 MiB of text; in JSON, with \uXXXX for every letter, six times as much
+MAX_THROWN_BYTES = 4 * MAX_BODY_BYTES
 BODY_TIMEOUT_S = 30.0  # 4 MiB over a bad Wi-Fi link take 10
 MAX_DEPTH = 64  # JSON schemas of published APIs nest some 20 deep; Python's own recursion ends at 1000
 LONG_BYTES = 32 << 10  # parsed in a thread: 32 KiB take 0.3 ms, which the frames of others may wait
@@ -36,15 +37,19 @@ async def read_body(request: Request) -> Fields:
 
 
 async def _read(request: Request) -> bytes:
+    """What is a little too large is read to its end and thrown away: a client that is cut off while it sends does not hear why."""
     length = request.headers.get("content-length", "0")
-    data = bytearray()
-    if length.isdecimal() and int(length[:20]) <= MAX_BODY_BYTES:
+    data, n_bytes = bytearray(), 0
+    if length.isdecimal() and int(length[:20]) <= MAX_THROWN_BYTES:
         async for piece in request.stream():
-            data += piece
-            if len(data) > MAX_BODY_BYTES:
+            n_bytes += len(piece)
+            if n_bytes <= MAX_BODY_BYTES:
+                data += piece
+            elif n_bytes > MAX_THROWN_BYTES:
                 break
         else:
-            return bytes(data)
+            if n_bytes <= MAX_BODY_BYTES:
+                return bytes(data)
     raise ApiError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the request is larger than {MAX_BODY_BYTES >> 20} MiB",

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdi.serve import protocol
-from mdi.serve.body import MAX_BODY_BYTES, MAX_DEPTH
+from mdi.serve.body import MAX_BODY_BYTES, MAX_DEPTH, MAX_THROWN_BYTES
 from mdi.serve.protocol import MAX_HEADER_BYTES
 from tests.serve.servers import TIMEOUT_S, Running, raw_post
 
@@ -128,10 +128,16 @@ def test_halves_of_characters_are_read_as_unknown_ones(demo: Running) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: Running) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_THROWN_BYTES + 1}\r\n\r\n"
     reply = send(demo, head.encode())
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in reply
+
+
+def test_a_body_that_is_a_little_too_large_is_told_so(demo: Running) -> None:
+    reply = demo.post(CHAT, {"messages": [{"role": "user", "content": "x" * MAX_BODY_BYTES}]})
+    assert reply.status_code == 413
+    assert reply.json()["error"]["code"] == "request_too_large"
 
 
 def test_a_body_that_grows_too_large_is_refused(demo: Running) -> None:
@@ -141,7 +147,7 @@ def test_a_body_that_grows_too_large_is_refused(demo: Running) -> None:
         connection.sendall(head)
         sent = 0
         try:
-            while sent <= MAX_BODY_BYTES + (1 << 20):
+            while sent <= MAX_THROWN_BYTES + (1 << 20):
                 connection.sendall(chunk)
                 sent += len(chunk)
         except ConnectionError:
