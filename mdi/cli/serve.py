@@ -57,6 +57,7 @@ def serve(
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long answers may go on after Ctrl-C; a second one cuts them.")
     ] = 30.0,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log each request as one JSON object on stderr.")] = False,
     ctx: given.Ctx = None,
     quant: given.Quant = "auto",
     block: given.Block = None,
@@ -104,6 +105,7 @@ def serve(
         origins=tuple(allow_origin or ()),
         defaults=Defaults(temperature=temperature),
         drain_s=drain,
+        log_json=log_json,
     )
     starting = replace(starting, model=here(model, offline=offline, silent=False), n_slots=parallel)
     run_async(_serve(starting, serving))

@@ -47,9 +47,13 @@ class Answers:
         self._events: asyncio.Queue[Event | _Failed] = asyncio.Queue(n * (ctx + ENDINGS) + 1)
         self._open = n
         self._failure: BaseException | None = None
+        self.finished: list[Answer] = []
+        """For the log, in the order of their ends."""
 
     def put(self, index: int, event: Piece | Answer) -> None:
         self._events.put_nowait((index, event))
+        if isinstance(event, Answer):
+            self.finished.append(event)
 
     def fail(self, error: BaseException) -> None:
         """Once the buffer is full there is nothing more to say than what is in it."""

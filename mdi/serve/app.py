@@ -6,6 +6,8 @@ import logging
 import secrets
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +17,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from mdi.errors import InternalError, MdiError
+from mdi.pipeline.api import Answer
 from mdi.serve import anthropic, ollama
 from mdi.serve.access import Access
 from mdi.serve.answers import ClientGone
@@ -25,7 +28,7 @@ from mdi.serve.exchange import Exchange, Handler
 from mdi.serve.health import Health, metrics, model, models, version
 from mdi.serve.responses import responses
 from mdi.serve.service import Service
-from mdi.serve.streaming import send_body, send_json
+from mdi.serve.streaming import compact, send_body, send_json
 from mdi.serve.tokens import detokenize, tokenize
 
 MAX_ID_CHARS = 128  # of an x-request-id that a client brings
@@ -36,8 +39,9 @@ _log = logging.getLogger(__name__)
 class App:
     """Checks who asks, gives each request an id, hands it to its route, and turns every failure into an answer of its API's shape."""
 
-    def __init__(self, service: Service, access: Access) -> None:
+    def __init__(self, service: Service, access: Access, *, log_json: bool = False) -> None:
         self._service = service
+        self._log_json = log_json
         self._access = access
         self._health = Health(service)
         gets: dict[str, Handler] = {
@@ -72,22 +76,29 @@ class App:
         request_id = _request_id(headers)
         told = _Told(send, [("x-request-id", request_id), ("x-content-type-options", "nosniff")])
         started_s = time.perf_counter()
-        status: int | None = None
+        done = Done(request_id, scope["method"], scope["path"])
         try:
-            self._access.check_source(headers)
-            told.headers += self._access.cross_origin(headers)
-            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                return await send_body(told, b"", "text/plain", HTTPStatus.NO_CONTENT, self._access.preflight(headers))
-            key = self._access.check_key(headers, scope["path"])
-            address = (scope.get("client") or ("?",))[0]
-            scope["app"] = self  # so that the router raises for what it does not know
-            scope["exchange"] = Exchange(self._service, scope, receive, told, f"{key or ''}@{address}", request_id)
-            await self._router(scope, receive, told)
+            await self._answer(scope, receive, told, headers, done)
         except Exception as error:
-            status = await self._failed(error, scope, told, request_id)
+            done.status = await self._failed(error, scope, told, request_id)
         finally:
-            took_ms = (time.perf_counter() - started_s) * 1000
-            _log.info("%s %s %s %s %.1f ms", request_id, scope["method"], scope["path"], status or told.status or "-", took_ms)
+            done.took_ms = round((time.perf_counter() - started_s) * 1000, 1)
+            done.status = done.status or told.status
+            _log.info("%s", done.json() if self._log_json else done.text())
+
+    async def _answer(self, scope: Scope, receive: Receive, told: _Told, headers: Headers, done: Done) -> None:
+        self._access.check_source(headers)
+        told.headers += self._access.cross_origin(headers)
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return await send_body(told, b"", "text/plain", HTTPStatus.NO_CONTENT, self._access.preflight(headers))
+        key = self._access.check_key(headers, scope["path"])
+        done.client = f"{key or ''}@{(scope.get('client') or ('?',))[0]}"
+        scope["app"] = self  # so that the router raises for what it does not know
+        scope["exchange"] = call = Exchange(self._service, scope, receive, told, done.client, done.request_id)
+        try:
+            return await self._router(scope, receive, told)
+        finally:
+            done.answers = call.answers
 
     async def _failed(self, error: Exception, scope: Scope, told: _Told, request_id: str) -> int:
         """Tells the client, if nothing was told yet, and the log, if it is not the client's doing. Returns the status."""
@@ -108,6 +119,35 @@ class App:
 
     async def _tell_health(self, call: Exchange) -> None:
         await self._health.route(call, details=self._access.knows(call.request.headers))
+
+
+@dataclass(slots=True)
+class Done:
+    """One request, as the log has it."""
+
+    request_id: str
+    method: str
+    path: str
+    client: str = "@?"
+    status: int | None = None
+    took_ms: float = 0.0
+    answers: list[Answer] = field(default_factory=list)
+
+    def fields(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"id": self.request_id, "client": self.client, "method": self.method, "path": self.path}
+        told |= {"status": self.status and int(self.status), "ms": self.took_ms}
+        if self.answers:
+            timings = [answer.timings for answer in self.answers]
+            told["prompt_tokens"] = timings[0].prompt_tokens
+            told["new_tokens"] = sum(each.new_tokens for each in timings)
+            told["first_token_ms"] = round(min(each.ttft_s for each in timings) * 1000, 1)
+        return told
+
+    def text(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.fields().items())
+
+    def json(self) -> str:
+        return compact({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **self.fields()})
 
 
 class _Endpoint:

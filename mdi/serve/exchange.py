@@ -30,6 +30,7 @@ class Exchange:
     client: str
     request_id: str
     arrived_s: float = field(default_factory=time.perf_counter)  # when the headers were there
+    answers: list[Answer] = field(default_factory=list)  # that came to their ends
 
     @property
     def request(self) -> Request:
@@ -48,12 +49,14 @@ class Exchange:
     ) -> None:
         """All answers at once, as `tell` writes them. Raises ApiError, or what the pipeline failed with, before anything is sent."""
         async with answering(self.service, reservation, requests, self.receive, self.arrived_s) as answers:
+            self.answers = answers.finished
             found = await answers.rest()
         await self.json(tell([found[index] for index in range(len(requests))]))
 
     async def stream(self, reservation: Reservation, requests: Sequence[api.Request], dialect: Dialect) -> None:
         """As they come. Raises as `streaming.stream`."""
         async with answering(self.service, reservation, requests, self.receive, self.arrived_s) as answers:
+            self.answers = answers.finished
             await stream(answers, dialect, self.send)
 
 

@@ -51,6 +51,7 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     drain_s: float = DRAIN_S
+    log_json: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= MAX_PORT:
@@ -140,7 +141,7 @@ async def server(starter: Starter, options: ServeOptions) -> AsyncIterator[Servi
     access = Access.of(options.host, keys, options.hosts, options.origins)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
-    running = Server(service, App(service, access), listening, options.drain_s)
+    running = Server(service, App(service, access, log_json=options.log_json), listening, options.drain_s)
     async with running:
         yield Serving(f"http://{_shown(options.host)}:{port}", names, made, running)
 

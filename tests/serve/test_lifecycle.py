@@ -142,7 +142,20 @@ def test_each_request_leaves_one_line_with_its_id(home: Home) -> None:
         code, errors = server.ended()
     assert code == 0
     (line,) = [line for line in errors.splitlines() if "find-me" in line]
-    assert "GET /version 200" in line
+    assert "path=/version status=200" in line
+
+
+def test_a_log_of_json_tells_what_an_answer_took(home: Home) -> None:
+    with process(home, "--port", "0", "--log-json") as server:
+        asked = {"prompt": "Hello", "max_tokens": 3}
+        url = f"http://127.0.0.1:{server.port}/v1/completions"
+        used = httpx2.post(url, json=asked, headers={"x-request-id": "find-me"}, timeout=TIMEOUT_S).json()["usage"]
+        server.process.terminate()
+        _, errors = server.ended()
+    (told,) = [json.loads(line) for line in errors.splitlines() if "find-me" in line]
+    assert (told["id"], told["client"], told["status"]) == ("find-me", "@127.0.0.1", 200)
+    assert (told["prompt_tokens"], told["new_tokens"]) == (used["prompt_tokens"], used["completion_tokens"])
+    assert 0 < told["first_token_ms"] <= told["ms"]
 
 
 @pytest.mark.parametrize(
