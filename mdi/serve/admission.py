@@ -85,8 +85,7 @@ class Admission:
             raise self._closed
         if n > self.n_slots + self.max_queue:
             raise refused("n", f"{n} answers at once are more than this server has places, {self.n_slots + self.max_queue}")
-        while not self._fits(n):
-            self._displace(client, n)
+        self._make_room(client, n)
         reservation = Reservation()
         reservation.tickets += [_Ticket(client, reservation) for _ in range(n)]
         self._waiting += reservation.tickets
@@ -119,17 +118,25 @@ class Admission:
         finally:
             self._leave(ticket)
 
-    def _fits(self, n: int) -> bool:
-        return self.waiting + n <= self.max_queue + self.n_slots - self.running
-
-    def _displace(self, client: str, n: int) -> None:
-        """Takes places from whoever holds the most. Raises ApiError 429 when that is not clearly more than `client` would hold."""
+    def _make_room(self, client: str, n: int) -> None:
+        """Takes places, where they lack, from whoever holds the most. Raises ApiError 429, and takes none, where these would then not
+        still hold more than `client`."""
+        lacking = self.waiting + n - (self.max_queue + self.n_slots - self.running)
         held = Counter(ticket.client for ticket in self._waiting)
-        greedy, most = max(held.items(), key=lambda item: item[1], default=(client, 0))
-        if greedy == client or most <= held[client] + n:
-            raise self._full("all places in the queue are taken")
-        newest = next(ticket for ticket in reversed(self._waiting) if ticket.client == greedy)
-        self._refuse(newest.reservation, self._full("others wait too, and the queue is full"))
+        left = list(self._waiting)
+        losers: list[Reservation] = []
+        while lacking > 0:
+            greedy, most = max(held.items(), key=lambda item: item[1], default=(client, 0))
+            if greedy == client or most <= held[client] + n:
+                raise self._full("all places in the queue are taken")
+            newest = next(ticket.reservation for ticket in reversed(left) if ticket.client == greedy)
+            losers.append(newest)
+            n_left = len(left)
+            left = [ticket for ticket in left if ticket.reservation is not newest]
+            held[greedy] -= n_left - len(left)
+            lacking -= n_left - len(left)
+        for reservation in losers:
+            self._refuse(reservation, self._full("others wait too, and the queue is full"))
 
     def _refuse(self, reservation: Reservation, refusal: ApiError) -> None:
         """Takes a reservation's waiting places away; those of its answers that run already go on until their owner hears of it."""

@@ -49,6 +49,8 @@ async def count_tokens(call: Exchange) -> None:
 def _chat(service: Service, body: Fields) -> Chat:
     settings = read_settings(body, service.defaults, logprobs=None, max_tokens=read_max_tokens(body, "max_tokens"))
     settings = Settings(settings.params, settings.seed, 1, settings.max_tokens, read_stop(body, "stop_sequences"))
+    if not body.list("messages", MAX_MESSAGES):
+        raise body.refuse("messages", "is missing or empty")
     return Chat(list(_turns(body)), settings, _tools(body))
 
 

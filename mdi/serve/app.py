@@ -26,6 +26,7 @@ from mdi.serve.completions import completions
 from mdi.serve.errors import ApiError, Shape, api_error
 from mdi.serve.exchange import Exchange, Handler
 from mdi.serve.health import Health, metrics, model, models, version
+from mdi.serve.protocol import MAX_HEADER_BYTES
 from mdi.serve.responses import responses
 from mdi.serve.service import Service
 from mdi.serve.streaming import compact, send_body, send_json
@@ -87,6 +88,10 @@ class App:
             _log.info("%s", done.json() if self._log_json else done.text())
 
     async def _answer(self, scope: Scope, receive: Receive, told: _Told, headers: Headers, done: Done) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:  # those that came in one piece
+            raise ApiError(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers are larger than {MAX_HEADER_BYTES >> 10} KiB"
+            )
         self._access.check_source(headers)
         told.headers += self._access.cross_origin(headers)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:

@@ -55,13 +55,14 @@ def _wants_logprobs(body: Fields) -> bool:
 
 
 def _formatted(body: Fields) -> Fields:
-    """`text.format` as the older API's response_format, which has the schema one level lower."""
+    """`text.format` as the older API's response_format, which has the schema one level lower, and vLLM's field as it is."""
     text = body.object("text")
     wanted = None if text is None else text.object("format")
-    if wanted is None:
-        return Fields({})
-    kind = wanted.choice("type", ("text", "json_object", "json_schema"))
-    return Fields({"response_format": {"type": kind, "json_schema": {"schema": wanted.values.get("schema")}}}, "text.")
+    given: dict[str, Any] = {"structured_outputs": body.values.get("structured_outputs")}
+    if wanted is not None:
+        kind = wanted.choice("type", ("text", "json_object", "json_schema"))
+        given["response_format"] = {"type": kind, "json_schema": {"schema": wanted.values.get("schema")}}
+    return Fields(given)
 
 
 def _turns(body: Fields) -> Iterator[dict[str, Any]]:

@@ -93,6 +93,12 @@ class Running:
                 return
         raise AssertionError(f"{name} is {self.metric(name)}, not {value}")
 
+    @property
+    def has_stalled_reader(self) -> bool:
+        """Whether the server waits for a reader to take what is in a connection's buffer."""
+        connections = tuple(self.serving.server._uvicorn.server_state.connections)
+        return any(connection.flow.write_paused for connection in connections)
+
     def check_idle(self) -> None:
         self.wait_for_metric("vllm:num_requests_running", 0)
         self.wait_for_metric("vllm:num_requests_waiting", 0)

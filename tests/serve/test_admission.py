@@ -131,6 +131,18 @@ async def test_a_full_queue_makes_room_for_a_client_with_less_in_it() -> None:
             await answer.task
 
 
+async def test_nobody_loses_a_place_to_a_request_that_is_refused_all_the_same() -> None:
+    async with queue(1, 4) as (admission, _):
+        greedy = [Answer(admission, "greedy") for _ in range(5)]
+        await settle()
+        assert (await Answer(admission, "modest", 3).refusal()).status == 429
+        assert admission.waiting == 4
+        for answer in greedy:
+            answer.end.set()
+        for answer in greedy:
+            await answer.task
+
+
 async def test_what_is_cancelled_while_it_waits_or_runs_gives_its_place_back() -> None:
     async with queue(1, 4) as (admission, _):
         runs, waits, other = (Answer(admission, client) for client in "abc")

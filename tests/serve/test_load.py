@@ -15,6 +15,7 @@ import httpx2
 import openai
 import pytest
 
+from mdi.serve import protocol
 from tests.serve.servers import TIMEOUT_S, Running, raw_post
 
 N_CLIENTS = 64
@@ -111,10 +112,24 @@ def test_a_reader_that_takes_nothing_stalls_nobody(babble: Running) -> None:
         babble.wait_for_metric("vllm:num_requests_running", 1)
         assert babble.post("/v1/completions", SHORT).status_code == 200
         babble.wait_for_metric("vllm:num_requests_running", 0)
+        assert babble.has_stalled_reader
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         data = b""
         while b"data: [DONE]" not in data:
             data += connection.recv(1 << 16)
     assert sum(event["choices"][0]["finish_reason"] is None for event in events(_unchunked(data))) >= 2000
+
+
+def test_a_reader_that_takes_nothing_for_long_is_given_up(babble: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READER_TIMEOUT_S", 0.2)
+    with babble.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(raw_post("/v1/completions", ENDLESS | {"logprobs": 20}))
+        babble.wait_for_metric("vllm:num_requests_running", 1)
+        babble.wait_for_metric("vllm:num_requests_running", 0)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(1 << 16):
+                pass
 
 
 def test_one_who_floods_the_queue_does_not_keep_another_client_out(babble: Running) -> None:
