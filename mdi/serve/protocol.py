@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import h11
@@ -14,6 +15,10 @@ from mdi.serve.errors import ApiError, Shape
 MAX_CONNECTIONS = 512  # a process may have 1024 open files by default, and the model's own and the ring's are among them
 MAX_HEADER_BYTES = 32 << 10  # of request line and headers together; browsers and proxies stay below 16 KiB
 HEADER_TIMEOUT_S = 10.0  # from the connection, or from the first byte of a further request, to the end of its headers
+SEND_BUFFER_BYTES = (
+    128 << 10
+)  # of the system, which doubles it; left alone it takes up to 4 MiB for each reader that does not read
+HIGH_BYTES, LOW_BYTES = 64 << 10, 16 << 10  # of ours: writing waits from the one until the other
 READER_TIMEOUT_S = 60.0  # to take 48 KiB of the 64 that wait in a full buffer: one slower than 1 KB/s reads nothing
 KEEP_ALIVE_S = 30  # between two requests on one connection
 
@@ -26,7 +31,8 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=64 << 10, low=16 << 10)
+        transport.set_write_buffer_limits(high=HIGH_BYTES, low=LOW_BYTES)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if len(self.connections) > MAX_CONNECTIONS:
             error = ApiError(503, "too many connections", code="too_many_connections", retry_after_s=1, closes=True)
             transport.write(_raw(error))
