@@ -50,6 +50,13 @@ class Process:
             seen += connection.recv(4096)
         return connection
 
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S).close()
+        except ConnectionError:
+            return False
+        return True
+
     def ended(self) -> tuple[int, str]:
         _, errors = self.process.communicate(timeout=TIMEOUT_S)
         return self.process.returncode, errors
@@ -67,9 +74,9 @@ def process(home: Home, *arguments: str, **environment: str) -> Iterator[Process
 
 def rest_of(connection: socket.socket) -> str:
     data = b""
-    while piece := connection.recv(1 << 16):
-        data += piece
-    connection.close()
+    with connection:
+        while piece := connection.recv(1 << 16):
+            data += piece
     return data.decode()
 
 
@@ -88,22 +95,18 @@ def test_a_signal_lets_the_running_answer_come_to_its_end(home: Home, babbler: P
         assert "[DONE]" in told
         assert '"finish_reason":"length"' in told
         assert server.ended()[0] == 0
-        with pytest.raises(ConnectionError):
-            socket.create_connection(("127.0.0.1", server.port), 1)
+        assert not server.listens()
 
 
 def test_a_second_signal_cuts_the_answer_and_says_so(home: Home, babbler: Path) -> None:
     with process(home, "--model", str(babbler), "--port", "0", "--ctx", "4096") as server:
         wanted = {"prompt": "Once", "ignore_eos": True, "temperature": 1, "stream": True, "max_tokens": 4000}
-        running = server.begin("/v1/completions", wanted)
-        server.process.send_signal(signal.SIGINT)
-        while True:  # until it drains: then it listens no longer
-            try:
-                socket.create_connection(("127.0.0.1", server.port), 1).close()
-            except ConnectionError:
-                break
-        server.process.send_signal(signal.SIGINT)
-        told = rest_of(running)
+        with server.begin("/v1/completions", wanted) as running:
+            server.process.send_signal(signal.SIGINT)
+            while server.listens():  # until it drains
+                pass
+            server.process.send_signal(signal.SIGINT)
+            told = rest_of(running)
         assert "shutting down" in told
         assert '"finish_reason":"length"' not in told
         assert server.ended()[0] == 0
@@ -133,6 +136,23 @@ def test_a_key_may_come_from_the_environment(home: Home) -> None:
         assert httpx2.get(f"{base}/v1/models", timeout=TIMEOUT_S).status_code == 401
         key = {"x-api-key": "a-key-that-is-long-enough"}
         assert httpx2.get(f"{base}/v1/models", headers=key, timeout=TIMEOUT_S).status_code == 200
+
+
+def test_pages_of_an_allowed_origin_may_ask_and_read(home: Home) -> None:
+    page = {"origin": "https://chat.example"}
+    with process(home, "--port", "0", "--allow-origin", page["origin"], MDI_API_KEY="a-key-that-is-long-enough") as server:
+        url = f"http://127.0.0.1:{server.port}/v1/models"
+        wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        asked = httpx2.options(url, headers=page | wanted, timeout=TIMEOUT_S)
+        assert asked.status_code == 204
+        assert asked.headers["access-control-allow-origin"] == page["origin"]
+        assert asked.headers["access-control-allow-headers"] == "authorization"
+        key = {"authorization": "Bearer a-key-that-is-long-enough"}
+        told = httpx2.get(url, headers=page | key, timeout=TIMEOUT_S)
+        assert (told.status_code, told.headers["access-control-allow-origin"]) == (200, page["origin"])
+        assert "access-control-allow-origin" not in httpx2.get(url, headers=key, timeout=TIMEOUT_S).headers
+        other = {"origin": "https://evil.example"}
+        assert httpx2.options(url, headers=other | wanted, timeout=TIMEOUT_S).status_code == 403
 
 
 def test_each_request_leaves_one_line_with_its_id(home: Home) -> None:
