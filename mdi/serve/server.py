@@ -138,6 +138,7 @@ async def server(starter: Starter, options: ServeOptions) -> AsyncIterator[Servi
     admission = Admission(starter.n_slots, options.max_queue, time.perf_counter)
     service = Service(starter, names, admission, metrics, options.defaults)
     metrics.watch(starter, admission)
+    service.encode_once()
     access = Access.of(options.host, keys, options.hosts, options.origins)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeVar
@@ -45,6 +46,11 @@ class Service:
             return self.starter.model.chat.takes_tools
         except UserError:
             return False
+
+    def encode_once(self) -> None:
+        """Compiles the chat template and fills what is lazy, so that the first request takes no longer than the others."""
+        with suppress(UserError):  # it continues text only, or wants turns of its own: requests are told so
+            self.starter.model.encode_turns([{"role": "user", "content": "Hello"}])
 
     @property
     def ending(self) -> bool:
