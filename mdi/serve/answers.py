@@ -64,11 +64,17 @@ class Answers:
     def done(self) -> bool:
         return self._open == 0
 
-    async def next(self) -> list[Event]:
-        """All that has come since; waits for one. After all that came before it: raises what an answer failed with, or ClientGone."""
+    async def next(self, silence_s: float | None = None) -> list[Event]:
+        """All that has come since; waits for one, or gives nothing after `silence_s`. Once all that came before it is told: raises what an
+        answer failed with, or ClientGone.
+
+        It waits in the caller's own task: a further one would cost two turns of the loop for each token.
+        """
         came: list[Event] = []
         while self._failure is None and not (came and self._events.empty()):
-            event = self._events.get_nowait() if came else await self._events.get()
+            event = self._events.get_nowait() if came else await self._first(silence_s)
+            if event is None:
+                return []
             if isinstance(event, _Failed):
                 self._failure = event.error
             else:
@@ -77,6 +83,13 @@ class Answers:
         if self._failure is not None and not came:
             raise self._failure
         return came
+
+    async def _first(self, silence_s: float | None) -> Event | _Failed | None:
+        try:
+            async with asyncio.timeout(silence_s):
+                return await self._events.get()
+        except TimeoutError:
+            return None
 
     async def rest(self) -> dict[int, Answer]:
         """Every answer, by its index, once all are there. The pipeline bounds the time of each step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Protocol
@@ -58,17 +57,10 @@ async def stream(answers: Answers, dialect: Dialect, send: Send) -> None:
     begun = False
     try:
         while not answers.done:
-            coming = asyncio.ensure_future(answers.next())
-            try:
-                while not (await asyncio.wait([coming], timeout=SILENCE_S))[0]:
-                    begun = await _begin(send, dialect, begun)
-                    await _write(send, dialect.keep_alive.encode())
-            finally:
-                coming.cancel()
-            events = coming.result()
+            events = await answers.next(SILENCE_S)
             begun = await _begin(send, dialect, begun)
             told = (dialect.answer(i, e) if isinstance(e, Answer) else dialect.piece(i, e) for i, e in events)
-            await _write(send, "".join(told).encode())
+            await _write(send, ("".join(told) if events else dialect.keep_alive).encode())
         await _write(send, dialect.end().encode(), more=False)
     except ClientGone:
         raise

@@ -190,3 +190,13 @@ def test_time_is_measured_from_the_arrival(babble: Running) -> None:
     assert babble.metric("vllm:inter_token_latency_seconds_count") - between == 4
     assert babble.metric("vllm:e2e_request_latency_seconds_count") > 0
     assert took > 0
+
+
+def test_a_stream_that_waits_for_its_slot_says_that_it_lives(babble: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdi.serve.streaming.SILENCE_S", 0.05)
+    with begun(babble, ENDLESS), babble.connect() as waiting:
+        waiting.sendall(raw_post("/v1/completions", SHORT | {"stream": True}))
+        seen = b""
+        while seen.count(b": still working") < 3:
+            seen += waiting.recv(4096)
+    assert seen.startswith(b"HTTP/1.1 200 ")
