@@ -114,6 +114,11 @@ class Starter:
         told = [(worker.stage, status) for worker in self._deployment.workers if (status := worker.last_status.get("status"))]
         return [(self.plan.stages[0], own), *told]
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why no answer can be computed any more; known at once, where `problems_now` asks the nodes."""
+        return self._drive.failure
+
     async def problems_now(self) -> dict[str, str | None]:
         """By node of the plan what keeps it from answering, None where nothing does: asks every worker whether it holds its stage."""
         failure = self._drive.failure

@@ -113,10 +113,9 @@ class Access:
         return [("access-control-allow-origin", origin), ("vary", "origin")] if origin in self.origins and origin else []
 
     def preflight(self, headers: Headers) -> list[tuple[str, str]]:
-        """The answer to a browser that asks for a page of an allowed origin what it may send."""
+        """The answer to a browser that asks for a page of an allowed origin what it may send, beside `cross_origin`."""
         asked = headers.get("access-control-request-headers", "")
         return [
-            *self.cross_origin(headers),
             ("access-control-allow-methods", "GET, POST"),
             (
                 "access-control-allow-headers",

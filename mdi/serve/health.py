@@ -26,14 +26,16 @@ class Health:
         self._service = service
         self._known: dict[str, str | None] = {}
         self._known_s = -FRESH_S
+        self._known_failure: BaseException | None = None  # of the ring, when that was asked
         self._lock = asyncio.Lock()  # one question to the nodes at a time
 
     async def problems(self) -> dict[str, str | None]:
         """By node, None where all is well."""
         async with self._lock:
-            if time.monotonic() - self._known_s >= FRESH_S:
+            failure = self._service.starter.failure
+            if failure is not self._known_failure or time.monotonic() - self._known_s >= FRESH_S:
                 self._known = await self._ask()
-                self._known_s = time.monotonic()
+                self._known_s, self._known_failure = time.monotonic(), failure
         return self._known
 
     async def _ask(self) -> dict[str, str | None]:

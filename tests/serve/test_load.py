@@ -134,8 +134,9 @@ def test_a_reader_that_takes_nothing_for_long_is_given_up(babble: Running, monke
         connection.sendall(raw_post("/v1/completions", ENDLESS | {"logprobs": 20}))
         babble.wait_for_metric("vllm:num_requests_running", 1)
         babble.wait_for_metric("vllm:num_requests_running", 0)
-        with pytest.raises(ConnectionResetError):
-            read_all(connection)
+        while babble.has_stalled_reader:
+            pass
+        assert b"[DONE]" not in read_all(connection)
 
 
 def test_one_who_floods_the_queue_does_not_keep_another_client_out(babble: Running) -> None:
