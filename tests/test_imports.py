@@ -16,7 +16,7 @@ ORDER = [
     ["profile"],
     ["node"],
     ["pipeline"],
-    ["simulate"],
+    ["simulate", "serve"],
     ["cli"],
 ]
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}

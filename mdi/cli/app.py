@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mdi import __version__
-from mdi.cli import demo, library, links, models, nodes, plan, profile, run, simulate
+from mdi.cli import demo, library, links, models, nodes, plan, profile, run, serve, simulate
 from mdi.cli.failures import report
 from mdi.cli.logs import log_to_stderr
 from mdi.cli.terminal import never_fail_to_encode, say
@@ -44,6 +44,7 @@ app.add_typer(models_app, name="models")
 app.command("nodes")(nodes.nodes)
 app.command("links")(links.links)
 app.command("run")(run.run)
+app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
@@ -71,7 +72,7 @@ def before(
     debug: Annotated[bool, typer.Option("--debug", help="Log everything, and show tracebacks.")] = False,
 ) -> None:
     context.obj.debug = debug
-    log_to_stderr(debug=debug, daemon=context.invoked_subcommand == "node")
+    log_to_stderr(debug=debug, daemon=context.invoked_subcommand in ("node", "serve"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ MAX_TEMPLATE_CHARS = 1 << 20  # the longest published ones, with tools, are some
 MAX_TEMPLATE_BYTES = 4 * MAX_TEMPLATE_CHARS  # UTF-8
 MAX_PRODUCT = 1 << 20  # characters or elements; templates repeat a dash or a space
 MAX_NUMBER, MAX_POWER = 1 << 64, 64
+_TOOLS = re.compile(r"\btools\b")
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)")  # a field of thousands of characters, or of as many as an argument says
 
 
@@ -48,10 +49,16 @@ class ChatTemplate:
             raise ModelError(f"the chat template of {origin} is {len(source)} characters long, more than {MAX_TEMPLATE_CHARS}")
         self._named_tokens = dict(named_tokens)
         self._origin = origin
+        self.source = source
         try:
             self._template: Template = _environment().from_string(source)
         except Exception as error:  # beside TemplateError whatever Python's own parser says, for it compiles what jinja made
             raise ModelError(f"the chat template of {origin} is not valid: {error}", hint="use --raw") from error
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it does anything with tools: a model without that was not trained to call any."""
+        return _TOOLS.search(self.source) is not None
 
     @classmethod
     def find(cls, directory: Path, named_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -71,10 +78,25 @@ class ChatTemplate:
         Raises ModelError when the template refuses the conversation (some take no system message, or want turns to alternate).
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        return self.render_turns(turns, add_generation_prompt=add_generation_prompt)
+
+    def render_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """As `render`, of turns that may hold more than words: an assistant's `tool_calls`, a tool's `tool_call_id`.
+
+        `tools` are JSON schemas as OpenAI's API has them, which most templates are written for; `options` are further variables of the
+        template, such as Qwen's `enable_thinking`, and cannot take the place of those that every template has.
+        """
+        given: dict[str, Any] = {"messages": turns, "tools": tools, "documents": None}
+        given |= {"add_generation_prompt": add_generation_prompt, **self._named_tokens}
         try:
-            return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._named_tokens
-            )
+            return self._template.render(**{**(options or {}), **given})
         except Exception as error:  # a template is a program: it can fail in every way that one can
             raise ModelError(
                 f"the chat template of {self._origin} refuses this conversation: {error}", hint="use --raw"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mdi.errors import ModelError, UserError
 from mdi.model.chat import ChatTemplate, Message
@@ -159,5 +160,25 @@ class Model:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation, ready for the assistant's next turn. Control tokens inside messages are plain text."""
-        defused = [Message(message.role, self.tokenizer.defuse(message.content)) for message in messages]
-        return self.tokenizer.encode(self.chat.render(defused))
+        return self.encode_turns([{"role": message.role, "content": message.content} for message in messages])
+
+    def encode_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """As `encode_chat`, of turns, tools and options as `ChatTemplate.render_turns` takes them. All their texts are plain text."""
+        turns, tools, options = (_defused(part, self.tokenizer.defuse) for part in (turns, tools, options))
+        return self.tokenizer.encode(self.chat.render_turns(turns, tools=tools, options=options))
+
+
+def _defused(value: Any, defuse: Callable[[str], str]) -> Any:
+    """JSON with every text in it defused, names of members too."""
+    if isinstance(value, str):
+        return defuse(value)
+    if isinstance(value, Mapping):
+        return {defuse(name): _defused(member, defuse) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defused(member, defuse) for member in value]
+    return value

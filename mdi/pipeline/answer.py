@@ -23,17 +23,21 @@ class StopFilter:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def push(self, text: str) -> str:
-        """The text that may be shown now. After a stop string `stopped` is set, and nothing more comes."""
+        """The text that may be shown now. After a stop string `stop` is that one, and nothing more comes."""
         if self.stopped:
             return ""
         self._held += text
-        found = [position for stop in self._stops if (position := self._held.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._stops if (position := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            position, self.stop = min(found)
+            shown, self._held = self._held[:position], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
@@ -106,7 +110,7 @@ async def answer(
     if rest:
         told.texts.append(rest)
         yield Piece(rest, None)
-    yield _finished(request, sequence, told, started_s, stopped=stops.stopped)
+    yield _finished(request, sequence, told, started_s, stops.stop)
 
 
 async def _guide(guides: Guides, request: Request, stop_ids: frozenset[int]) -> Guide | None:
@@ -116,7 +120,7 @@ async def _guide(guides: Guides, request: Request, stop_ids: frozenset[int]) -> 
     return await asyncio.to_thread(guides.compile, request.constraint, stop_ids=stop_ids, continues=request.continues)
 
 
-def _finished(request: Request, sequence: Sequence, told: _Told, started_s: float, *, stopped: bool) -> Answer:
+def _finished(request: Request, sequence: Sequence, told: _Told, started_s: float, stop: str | None) -> Answer:
     times_s = told.times_s
     n_new = len(times_s)
     spread_s = times_s[-1] - times_s[0] if n_new > 1 else 0.0
@@ -131,7 +135,7 @@ def _finished(request: Request, sequence: Sequence, told: _Told, started_s: floa
         drafted_tokens=drafter.n_drafted if drafter else 0,
         accepted_tokens=drafter.n_accepted if drafter else 0,
     )
-    reason = FinishReason.STOP if stopped else sequence.finish or FinishReason.CANCELLED
-    n_kept = told.n_shown if stopped else n_new
+    reason = FinishReason.STOP if stop is not None else sequence.finish or FinishReason.CANCELLED
+    n_kept = told.n_shown if stop is not None else n_new
     new_ids = tuple(sequence.answer[:n_kept])
-    return Answer(told.text, new_ids, request.prompt_ids, reason, timings, tuple(told.logprobs[:n_kept]))
+    return Answer(told.text, new_ids, request.prompt_ids, reason, timings, tuple(told.logprobs[:n_kept]), stop)

@@ -153,7 +153,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. `text` is without the stop string; `token_ids` without the end-of-turn token.
+    """A finished answer. `text` is without the stop string, which is `stop`; `token_ids` without the end-of-turn token.
 
     After a stop string `token_ids` ends with the token in which the last character of `text` stands; so does `logprobs`, which has an
     entry for each of them, or none at all when they were not asked for.
@@ -165,3 +165,4 @@ class Answer:
     finish_reason: FinishReason
     timings: Timings
     logprobs: tuple[TokenLogprobs, ...] = ()
+    stop: str | None = None

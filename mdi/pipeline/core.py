@@ -78,6 +78,7 @@ class StarterCore:
         self._short_s = math.inf  # how long the last turn took that began a short step
         self.steps = 0  # of this epoch
         self.local_steps = 0  # of all epochs
+        self.busy_s = 0.0  # in `turn`, of all epochs
 
     def end_epoch(self) -> None:
         """What is on its way is lost, and the starter's own blocks are let go. Nothing is sent until `begin_epoch`."""
@@ -116,8 +117,11 @@ class StarterCore:
         started, turn = time.perf_counter(), Turn()
         if result is not None:
             self._finish(result, turn)
-        if self.can_send and self._start(turn) <= BRIEF_TOKENS:
-            self._short_s = time.perf_counter() - started
+        is_short = self.can_send and self._start(turn) <= BRIEF_TOKENS
+        took_s = time.perf_counter() - started
+        self.busy_s += took_s
+        if is_short:
+            self._short_s = took_s
         return turn
 
     def _start(self, turn: Turn) -> int:

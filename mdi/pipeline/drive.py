@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol, TypeAlias
 
 from mdi.engine.constraint import Guide
@@ -22,6 +22,7 @@ from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.scheduler import Sequence as Running
 
 ENDINGS = 3  # beside tokens, at most once each: the answer's own failure, the failure of everything, and the word to stop
+RETRY_S = 10.0  # without nodes that could hold the model, between looks for them
 
 Inbox: TypeAlias = "asyncio.Queue[NewToken | BaseException | None]"  # None: whoever reads it wants no more
 
@@ -58,10 +59,15 @@ class Drive:
         self._inboxes: dict[Running, Inbox] = {}
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
-        self._is_down = False  # no epoch runs, because no plan was possible
+        self._down: MdiError | None = None  # why no epoch runs: no plan was possible
         self._progressed = False  # a token came since the last change
         self._wished: tuple[Wish, asyncio.Future[None]] | None = None
         self._take_ring(ring)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why no answer can be computed: for good, or until nodes are back."""
+        return self._failure or self._down
 
     async def run(self) -> None:
         """Until cancelled. A failure of our own ends everything: every running answer gets the error, and so does each later one."""
@@ -93,8 +99,8 @@ class Drive:
         if self._wished is not None:
             (wish, done), self._wished = self._wished, None
             await self._begin_anew(wish, done)
-        elif self._is_down and self._scheduler.has_work:
-            await self._begin_anew(Wish("trying again"))
+        elif self._down is not None:
+            await self._try_again()
         elif self._ring is not None and self._ring.failure is not None:
             await self._begin_anew(self._ring.failure)
         else:
@@ -102,6 +108,16 @@ class Drive:
                 await self._one_turn()
             except MdiError as error:
                 await self._begin_anew(error)
+
+    async def _try_again(self) -> None:
+        """When somebody asks for an answer, or after a while: whoever only looks, as `/health` does, shall see that nodes are back."""
+        if not self._scheduler.has_work:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await self._wake.wait()
+        if self._wished is None:
+            await self._begin_anew(Wish("trying again"))
 
     async def _begin_anew(self, cause: Cause, done: asyncio.Future[None] | None = None) -> None:
         """The next epoch, or the error for every running answer: later ones may find the nodes back."""
@@ -118,7 +134,7 @@ class Drive:
             failure = error
             self._take_ring(None)
             await self._disappoint(error)
-        self._is_down = failure is not None
+        self._down = failure
         if done is not None and not done.done():
             done.set_result(None) if failure is None else done.set_exception(failure)
 

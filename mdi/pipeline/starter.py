@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
+import psutil
+
 from mdi.cluster.home import Home
 from mdi.engine.constraint import Guides
 from mdi.engine.observe import BlockObserver
@@ -23,6 +25,7 @@ from mdi.pipeline.answer import answer
 from mdi.pipeline.api import Answer, OnProgress, Piece, Progress, Request, StarterOptions
 from mdi.pipeline.choice import chosen_plan, permitted_here
 from mdi.pipeline.core import StarterCore
+from mdi.pipeline.deploy import Worker
 from mdi.pipeline.drive import Drive, Inbox, new_inbox
 from mdi.pipeline.epochs import Epochs, Setting, Wish
 from mdi.pipeline.problem import Workload, ctx_notices, draw_problem, starter_backend, starter_threads
@@ -32,10 +35,12 @@ from mdi.pipeline.survey import House, open_house
 from mdi.pipeline.timed import TimedPart
 from mdi.plan.adapt import Change
 from mdi.plan.costs import Problem
-from mdi.plan.plan import Plan
+from mdi.plan.plan import Plan, Stage
 from mdi.plan.wishes import permitted
 from mdi.profile.device import DeviceInfo
 from mdi.profile.memory import keep_large_blocks_apart
+from mdi.profile.temperature import temperature_c
+from mdi.wire import mdi_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class Starter:
         self.model = model
         self.problems = planned.problems
         self.ctx = workload.ctx
+        self.n_slots = workload.n_slots
         self._core = core
         self._drive = drive
         self._epochs = epochs
@@ -135,6 +141,36 @@ class Starter:
             session = deployment.target.session
             steps[worker.stage.name] = sum(stage.steps for stage in info.stages if stage.session == session)
         return steps
+
+    def stage_statuses(self) -> list[tuple[Stage, pb.NodeStatus]]:
+        """What each node of the plan last said of itself and its stage; those that said nothing yet are left out."""
+        own = pb.NodeStatus(steps=self._core.local_steps, busy_s=self._core.busy_s, temperature_c=temperature_c() or 0.0)
+        own.memory_available_bytes = psutil.virtual_memory().available
+        told = [
+            (worker.stage, status) for worker in self._epochs.deployment.workers if (status := worker.last_status.get("status"))
+        ]
+        return [(self.plan.stages[0], own), *told]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why no answer can be computed any more; known at once, where `problems_now` asks the nodes."""
+        return self._drive.failure
+
+    async def problems_now(self) -> dict[str, str | None]:
+        """By node of the plan what keeps it from answering, None where nothing does: asks every worker whether it holds its stage."""
+        failure = self._drive.failure
+        checks = await asyncio.gather(*(self._problem_of(worker) for worker in self._epochs.deployment.workers))
+        return {self.plan.stages[0].name: None if failure is None else str(failure)} | {
+            worker.stage.name: problem for worker, problem in zip(self._epochs.deployment.workers, checks, strict=True)
+        }
+
+    async def _problem_of(self, worker: Worker) -> str | None:
+        try:
+            info = await worker.peer.info()
+        except MdiError as error:
+            return str(error)
+        session = self._epochs.deployment.target.session
+        return None if any(stage.session == session for stage in info.stages) else f"{worker.stage.name} lost its stage"
 
 
 @asynccontextmanager
