@@ -8,8 +8,10 @@ the next rows are written over them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cache
 
 from mdi.engine.constraint import Guide
 from mdi.engine.sampling import SamplingParams
@@ -38,6 +40,7 @@ class Sequence:
     guide: Guide | None = None
     draft: Draft = NO_DRAFT
     finish: FinishReason | None = None
+    last_step: int = 0  # the number of the step that it was last in
 
     @property
     def n_waiting(self) -> int:
@@ -110,6 +113,15 @@ class Scheduler:
         self._ctx = ctx
         self._chunk_tokens = chunk_tokens
         self._may_grow = may_grow
+        self._n_steps = 0
+        self._rows_per_step: Callable[[int], int] | None = None
+
+    def spread(self, rows_per_step: Callable[[int], int] | None) -> None:
+        """From now on, when n conversations decode, a step carries tokens of `rows_per_step(n)` of them at most; of all with None.
+
+        The others go in steps of their own, right behind: in a ring, several nodes then work at the same time.
+        """
+        self._rows_per_step = rows_per_step and cache(rows_per_step)
 
     def admit(
         self,
@@ -155,8 +167,14 @@ class Scheduler:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""
         waiting = [slot.owner for slot in self._slots if slot.owner is not None and slot.owner.n_waiting]
         taken: list[tuple[Sequence, int]] = []  # with the tokens that it sends
-        budget = self._chunk_tokens
-        for sequence in sorted(waiting, key=lambda sequence: sequence.n_waiting):
+        budget, most_decoding = self._chunk_tokens, self._most_decoding()
+        self._n_steps += 1
+        # Of those with as much to do, the one that has waited longest: none is passed over while others go round.
+        for sequence in sorted(waiting, key=lambda sequence: (sequence.n_waiting, sequence.last_step)):
+            if sequence.n_waiting == 1:
+                if most_decoding == 0:
+                    continue
+                most_decoding -= 1
             count = min(sequence.n_waiting, budget)
             if count == 0:
                 break
@@ -165,6 +183,14 @@ class Scheduler:
         self._draft([sequence for sequence, count in taken if count == sequence.n_waiting], budget)
         rows = tuple(self._send(sequence, count) for sequence, count in taken)
         return Step(rows, tuple(sequence for sequence, _ in taken)) if rows else None
+
+    def _most_decoding(self) -> int:
+        """How many sequences may have a single token in the next step."""
+        if self._rows_per_step is None:
+            return len(self._slots)
+        owners = [slot.owner for slot in self._slots]
+        decoding = sum(owner is not None and owner.finish is None and bool(owner.answer) for owner in owners)
+        return self._rows_per_step(max(1, decoding))
 
     def _draft(self, sequences: list[Sequence], budget: int) -> None:
         """Gives those that catch up in this step guesses to carry, within what is left of the step."""
@@ -181,6 +207,7 @@ class Scheduler:
         held += sequence.tokens[sequence.n_sent : sequence.n_sent + count]
         held += drafted
         sequence.n_sent += count
+        sequence.last_step = self._n_steps
         return row
 
     def settle(self, sequence: Sequence, n_accepted: int) -> None:

@@ -32,7 +32,7 @@ from mdi.pipeline.ring import open_ring
 from mdi.pipeline.scheduler import Scheduler
 from mdi.pipeline.survey import House, open_house
 from mdi.plan.costs import Problem
-from mdi.plan.forecast import steps_in_flight
+from mdi.plan.forecast import Forecast, steps_in_flight
 from mdi.plan.plan import Plan
 from mdi.plan.solve import manual
 from mdi.plan.wishes import permitted
@@ -124,6 +124,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
         threads = starter_threads(house, options)
         backend = starter_backend(house, options)
         core, scheduler = await asyncio.to_thread(_core, packed, home, planned.plan, workload, deployment, backend, threads)
+        scheduler.spread(Forecast(planned.problem, planned.plan.node_ids, planned.plan.counts).rows_per_step)
         ring = None
         if deployment.workers:
             addresses = [worker.peer.address for worker in deployment.workers]

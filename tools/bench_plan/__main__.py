@@ -15,12 +15,15 @@ import tools.bench_plan
 from mdi.errors import MdiError
 from tools.bench_plan.alternatives import alternatives
 from tools.bench_plan.bench import PlanBench
+from tools.bench_plan.exhaustive import exhaustive
+from tools.bench_plan.predictions import MODELS, TESTBEDS, predictions
+from tools.bench_plan.times import times
 from tools.make_checkpoint import exit_with_error
 from tools.shapes import SHAPES
 from tools.testbed.bed import unwinding
 from tools.testbed.machine import CannotBuild
 
-PARTS = {"alternatives": alternatives}
+PARTS = {"alternatives": alternatives, "predictions": predictions, "exhaustive": exhaustive, "times": times}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--new", type=int, default=24, help="tokens of an answer")
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b", help="alternatives: of the model")
+    parser.add_argument("--testbeds", choices=TESTBEDS, nargs="+", default=TESTBEDS, help="predictions: on which")
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS), help="predictions: with which")
+    parser.add_argument("--verbose", action="store_true", help="predictions: also what each consists of, in ms")
     parser.add_argument("--directory", type=Path, default=Path(platformdirs.user_cache_dir("mdi-bench")), help="of checkpoints")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)

@@ -50,9 +50,7 @@ def _measure(bench: PlanBench, starter: RingStarter, layout: Layout, entrant: En
     together = starter.measure(args.prompt, args.new, CONVERSATIONS)
     if together.together_tokens_per_s is None:
         raise ClusterError(f"answers of {args.new} tokens are over before all have begun", hint="a larger --new")
-    entrant.rounds.append(
-        type(alone)(alone.decode_tokens_per_s, alone.ttft_s, together.together_tokens_per_s)
-    )
+    entrant.rounds.append(type(alone)(alone.decode_tokens_per_s, alone.ttft_s, together.together_tokens_per_s))
     starter.close()
 
 
@@ -63,12 +61,22 @@ def _report(bench: PlanBench, title: str, what: str, entrants: list[Entrant], ou
         less = 1 - each.ratio(ours, what)  # of time per token: ours to theirs
         rate, predicted = each.median(what), getattr(each.predicted, what)
         rows.append(
-            (each.name, each.split, f"{rate:.2f}", f"{predicted:.2f}", f"{predicted / rate:.2f}", f"{1000 / rate:.0f} ms", f"{less:.0%}")
+            (
+                each.name,
+                each.split,
+                f"{rate:.2f}",
+                f"{predicted:.2f}",
+                f"{predicted / rate:.2f}",
+                f"{1000 / rate:.0f} ms",
+                f"{less:.0%}",
+            )
         )
     headings = ("plan", "blocks", "tok/s", "predicted", "ratio", "a token", f"{ours_name} takes less by")
     bench.show(f"{title}, {bench.args.shape} in int4, prompt {bench.args.prompt}", headings, rows)
     others = {each.name: 1 - each.ratio(ours, what) for each in entrants if each.name not in (LATENCY, THROUGHPUT)}
-    bench.found(title, {each.name: {"measured": each.median(what), "predicted": getattr(each.predicted, what)} for each in entrants})
+    bench.found(
+        title, {each.name: {"measured": each.median(what), "predicted": getattr(each.predicted, what)} for each in entrants}
+    )
     bench.found(f"{title}: less time than", others)
     kept = others["uniform"] >= BELOW_UNIFORM
     bench.say(f"{others['uniform']:.0%} less time than uniform; target {BELOW_UNIFORM:.0%}: {verdict(kept)}")

@@ -40,10 +40,15 @@ class PlanBench:
 
     def packed(self, model: Path, quant: Quant) -> Path:
         """The directory of packs for that checkpoint, converted outside of any testbed, where there are no limits."""
-        packs = self._directory / f"{model.name}-packs"
+        return self.packed_together(f"{model.name}-packs", [model], quant)
+
+    def packed_together(self, name: str, models: Sequence[Path], quant: Quant) -> Path:
+        """The same for several."""
+        packs = self._directory / name
         packs.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tools.bench.convert", str(model), str(packs), "--quant", quant.value]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        for model in models:
+            command = [sys.executable, "-m", "tools.bench.convert", str(model), str(packs), "--quant", quant.value]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return packs
 
     @contextmanager

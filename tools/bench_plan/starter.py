@@ -50,7 +50,9 @@ class RingStarter:
             reply[key] = {name: parts and Layout.from_json(parts) for name, parts in reply[key].items()}
         return reply
 
-    def open(self, layout: Layout, prompt_tokens: int, new_tokens: int, conversations: int = 1) -> tuple[Figures, dict[str, Any]]:
+    def open(
+        self, layout: Layout, prompt_tokens: int, new_tokens: int, conversations: int = 1
+    ) -> tuple[Figures, dict[str, Any]]:
         """What the ring promises, in all and by its parts."""
         sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "conversations": conversations}
         reply = self._ask(do="open", layout=layout.parts, **sizes)
@@ -73,7 +75,9 @@ class RingStarter:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(REPLY_TIMEOUT_S):
-                raise ClusterError(f"the starter did not answer within {REPLY_TIMEOUT_S:g} s", hint="is the machine overloaded?")
+                raise ClusterError(
+                    f"the starter did not answer within {REPLY_TIMEOUT_S:g} s", hint="is the machine overloaded?"
+                )
         line = self._process.stdout.readline()
         if not line:
             raise ClusterError("the starter's process has ended", hint="see its messages above")
