@@ -39,16 +39,18 @@ def _measured(bench: PlanBench, bed: Testbed, model: Path) -> Entrant:
         layout = starter.plan("throughput", min_nodes=len(bed.spec.nodes))["plans"]["throughput"]
         entrant = Entrant(model.name, layout.text)
         entrant.predicted, parts = starter.open(layout, args.prompt, args.new)
-        if args.verbose:
-            bench.say(f"{bed.spec.name} {model.name} {layout.text}: {_parts(parts)}")
-        return _rounds(bench, starter, entrant)
+        _rounds(bench, starter, entrant)
+    errors = (signed_percent(entrant.error(what)) for what in ("decode_tokens_per_s", "ttft_s"))
+    bench.say(f"{bed.spec.name}, {model.name} ({layout.text}): decode {next(errors)}, first token {next(errors)}")
+    if args.verbose:
+        bench.say(_parts(parts))
+    return entrant
 
 
-def _rounds(bench: PlanBench, starter: RingStarter, entrant: Entrant) -> Entrant:
+def _rounds(bench: PlanBench, starter: RingStarter, entrant: Entrant) -> None:
     starter.measure(bench.args.prompt, WARM_UP_TOKENS)
     entrant.rounds += [starter.measure(bench.args.prompt, bench.args.new) for _ in range(bench.args.rounds)]
     starter.close()
-    return entrant
 
 
 def _parts(parts: dict[str, list[float]]) -> str:
