@@ -17,13 +17,20 @@ from tools.bench_plan.alternatives import alternatives
 from tools.bench_plan.bench import PlanBench
 from tools.bench_plan.exhaustive import exhaustive
 from tools.bench_plan.predictions import MODELS, TESTBEDS, predictions
+from tools.bench_plan.slowdown import slowdown
 from tools.bench_plan.times import times
 from tools.make_checkpoint import exit_with_error
 from tools.shapes import SHAPES
 from tools.testbed.bed import unwinding
 from tools.testbed.machine import CannotBuild
 
-PARTS = {"alternatives": alternatives, "predictions": predictions, "exhaustive": exhaustive, "times": times}
+PARTS = {
+    "alternatives": alternatives,
+    "predictions": predictions,
+    "exhaustive": exhaustive,
+    "times": times,
+    "slowdown": slowdown,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

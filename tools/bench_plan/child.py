@@ -91,9 +91,8 @@ class Service:
     async def measure(self, *, prompt_tokens: int, new_tokens: int, conversations: int = 1) -> dict[str, Any]:
         if self.starter is None:
             raise UserError("no ring is open", hint="ask for `open` first")
-        return await measure(
-            self.starter, self.rng, prompt_tokens=prompt_tokens, new_tokens=new_tokens, conversations=conversations
-        )
+        sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "conversations": conversations}
+        return await measure(self.starter, self.rng, **sizes) | {"layout": Layout.of(self.starter.plan).parts}
 
     async def close(self) -> dict[str, Any]:
         if self.stack is not None:

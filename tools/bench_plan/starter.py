@@ -26,10 +26,10 @@ class RingStarter:
     """
 
     def __init__(self, bed: Testbed, model: Path, *, quant: Quant, ctx: int, slots: int = 1) -> None:
-        peers = [f"{bed.spec.address(node)}:{_port(bed, node.name)}" for node in bed.spec.nodes[1:]]
         command = [sys.executable, "-m", "tools.bench_plan.child", "--model", str(model), "--quant", quant.value]
-        command += ["--ctx", str(ctx), "--slots", str(slots), *(f"--peer={peer}" for peer in peers)]
+        command += ["--ctx", str(ctx), "--slots", str(slots), *(f"--peer={peer}" for peer in peers_of(bed))]
         self._process = bed.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.layout: Layout | None = None  # of the ring that answered last
         self._read()
 
     def __enter__(self) -> Self:
@@ -60,7 +60,9 @@ class RingStarter:
 
     def measure(self, prompt_tokens: int, new_tokens: int, conversations: int = 1) -> Figures:
         sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "conversations": conversations}
-        return _figures(self._ask(do="measure", **sizes))
+        reply = self._ask(do="measure", **sizes)
+        self.layout = Layout.from_json(reply["layout"])
+        return _figures(reply)
 
     def close(self) -> None:
         """Frees the ring that is open."""
@@ -85,6 +87,11 @@ class RingStarter:
         if "error" in reply:
             raise ClusterError(reply["error"])
         return reply
+
+
+def peers_of(bed: Testbed) -> list[str]:
+    """The addresses of all nodes but the first, as `--peer` takes them."""
+    return [f"{bed.spec.address(node)}:{_port(bed, node.name)}" for node in bed.spec.nodes[1:]]
 
 
 def _port(bed: Testbed, node: str) -> int:

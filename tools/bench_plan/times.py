@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -13,6 +12,7 @@ from mdi.errors import ClusterError
 from mdi.model.quantise import Quant
 from tools.bench_plan.bench import PlanBench
 from tools.bench_plan.figures import verdict
+from tools.bench_plan.starter import peers_of
 from tools.shapes import named_shape
 from tools.testbed.bed import Testbed
 
@@ -26,37 +26,26 @@ def times(bench: PlanBench) -> None:
     """Whole commands by the clock, as a person waits for them; a plan also without its command."""
     model = bench.model(bench.args.shape, named_shape(bench.args.shape))
     packs = bench.packed(model, Quant.INT4)
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
+
+    def add(what: str, seconds: float, most_s: float) -> None:
+        bench.found(what, seconds)
+        rows.append((what, f"{seconds:.2f} s", f"{most_s:.1f} s", verdict(seconds <= most_s)))
+
     with bench.bed(BED, packs) as bed:
+        n = len(bed.spec.nodes)
         empty_s = min(_seconds(bed, ("--version",)) for _ in range(3))
         for name, subject in (("demo", "demo"), (bench.args.shape, str(model))):
             first_s, again_s = _profiled(bench, bed, subject)
-            rows.append(
-                (
-                    f"profile of a node with {name}, first time",
-                    f"{first_s:.1f} s",
-                    f"{PROFILE_S:g} s",
-                    verdict(first_s <= PROFILE_S),
-                )
-            )
-            kept = again_s - empty_s <= CACHED_S
-            rows.append(("the same again", f"{again_s:.1f} s", f"{empty_s + CACHED_S:.1f} s, cached", verdict(kept)))
+            add(f"profile of a node with {name}, the first time", first_s, PROFILE_S)
+            add("the same again: at most half a second more than an empty command", again_s, empty_s + CACHED_S)
         links_s = statistics.median(_linked(bed) for _ in range(bench.args.rounds))
-        n = len(bed.spec.nodes)
-        rows.append(
-            (
-                f"links of {n} nodes, all {n * (n - 1) // 2} pairs",
-                f"{links_s:.1f} s",
-                f"{LINKS_S:g} s",
-                verdict(links_s <= LINKS_S),
-            )
-        )
-        rows += _planned(bench, bed, "demo")
-        rows += _planned(bench, bed, str(model))
-    bench.show(
-        "measuring and planning; whole commands, imports included, unless it says solving", ("what", "took", "target", ""), rows
-    )
-    bench.found("times", {row[0]: row[1] for row in rows})
+        add(f"links of {n} nodes, all {n * (n - 1) // 2} pairs", links_s, LINKS_S)
+        for name, subject in (("demo", "demo"), (bench.args.shape, str(model))):
+            objective, solved_s, drawn_s = _planned(bench, bed, subject)
+            add(f"solving for {name} on {n} nodes, {objective} (the slowest of {len(OBJECTIVES)})", solved_s, PLAN_S)
+            add("the same with finding the nodes and asking for what they know", drawn_s + solved_s, PLAN_S)
+    bench.show("measuring and planning; whole commands, but for the last four", ("what", "took", "target", ""), rows)
 
 
 def _seconds(bed: Testbed, arguments: Sequence[str], node: str | None = None) -> float:
@@ -78,33 +67,15 @@ def _profiled(bench: PlanBench, bed: Testbed, model: str) -> tuple[float, float]
 
 
 def _linked(bed: Testbed) -> float:
-    peers = [f"--peer={bed.spec.address(node)}:{bed.home(node.name).running().port}" for node in bed.spec.nodes[1:]]  # type: ignore[union-attr]
+    peers = [f"--peer={peer}" for peer in peers_of(bed)]
     return _seconds(bed, ("links", "--refresh", "--json", "--no-discovery", *peers))
 
 
-def _planned(bench: PlanBench, bed: Testbed, model: str) -> list[tuple[str, str, str, str]]:
-    """With everything measured: the solvers alone on the real problem, and all that comes before them once more."""
-    with bench.starter(bed, Path(model), Quant.AUTO) as starter:
+def _planned(bench: PlanBench, bed: Testbed, model: str) -> tuple[str, float, float]:
+    """With everything measured: the objective that takes longest, the seconds of its solver on the real problem, and of drawing that."""
+    with bench.starter(bed, Path(model), Quant.INT4) as starter:
         starter.plan()  # measures what is not known
         found = [starter.plan(*OBJECTIVES) for _ in range(bench.args.rounds)]
-    name = Path(model).name
-    drawn_s = statistics.median(each["drawn_s"] for each in found)
-    slowest = {objective: statistics.median(each["solve_s"][objective] for each in found) for objective in OBJECTIVES}
-    bench.found(f"solving for {name}", json.loads(json.dumps(slowest)))
-    objective, solved_s = max(slowest.items(), key=lambda item: item[1])
-    total_s = drawn_s + solved_s
-    n = len(bed.spec.nodes)
-    return [
-        (
-            f"solving for {name} on {n} nodes, {objective} (the slowest of {len(slowest)})",
-            f"{solved_s:.2f} s",
-            f"{PLAN_S:g} s",
-            verdict(solved_s <= PLAN_S),
-        ),
-        (
-            f"the same with finding the nodes and asking for what they know",
-            f"{total_s:.2f} s",
-            f"{PLAN_S:g} s",
-            verdict(total_s <= PLAN_S),
-        ),
-    ]
+    solve_s = {name: statistics.median(each["solve_s"][name] for each in found) for name in OBJECTIVES}
+    slowest = max(solve_s, key=lambda name: solve_s[name])
+    return slowest, solve_s[slowest], statistics.median(each["drawn_s"] for each in found)

@@ -69,7 +69,9 @@ def test_every_node_runs_for_its_share_and_no_more_at_once_than_the_shares_fill_
 def test_a_node_that_waits_gets_no_more_than_its_share(machine: Machine) -> None:
     if machine.control_groups is None or not machine.control_groups.freezes:
         pytest.skip("no control groups that freeze here")
-    spec = BedSpec(f"s{os.getpid()}", (NodeSpec("desk", threads=1), NodeSpec("pi", cpu=0.2, threads=1)), throttle=Throttle.SLICES)
+    spec = BedSpec(
+        f"s{os.getpid()}", (NodeSpec("desk", threads=1), NodeSpec("pi", cpu=0.2, threads=1)), throttle=Throttle.SLICES
+    )
     with Testbed(spec, machine) as bed:
         slow = float(bed.run((sys.executable, "-c", SPURTS), "pi", timeout_s=120).stdout)
         bed.set_cpu("pi", None)
@@ -88,9 +90,7 @@ def test_the_program_thaws_all_when_it_is_ended(tmp_path: Path) -> None:
     state.write_text("......")
     table = tmp_path / "slices.json"
     table.write_text(json.dumps({"pi": [str(state), "FROZEN", "THAWED", 0.5]}))
-    process = subprocess.Popen(
-        [sys.executable, "-I", slices.__file__, str(table), "1"], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-I", slices.__file__, str(table), "1"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     while "FROZEN" not in state.read_text():
@@ -100,7 +100,7 @@ def test_the_program_thaws_all_when_it_is_ended(tmp_path: Path) -> None:
     process.stdout.close()
     written = state.read_text()
     assert written.endswith("THAWED")
-    assert set(written[index : index + 6] for index in range(0, len(written), 6)) == {"FROZEN", "THAWED"}
+    assert {written[index : index + 6] for index in range(0, len(written), 6)} == {"FROZEN", "THAWED"}
 
 
 def test_a_file_asks_for_slices_by_name() -> None:
