@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ DECODE_ROUNDS = 9
 PREFILL_ROUNDS = 4
 BOX_S = 0.4  # for one size and direction, so that eight nodes are measured within 15 s; one round is always finished
 # In decoding, a frame finds both ends asleep, as they wait for the computation: back-to-back messages would flatter a link threefold.
-PAUSE_S = 0.012
+# Pauses differ, so that they are in step with nothing that comes again and again, such as a clock tick or a slice of processor time.
+PAUSES_S = (0.009, 0.015)
 # And it finds their caches full of weights, which makes programs of Python and gRPC slower by half again and more. So both ends read
 # memory in the pause; it must end within it on the slower one too.
 CHILL_S = 0.008
@@ -132,7 +134,7 @@ class _Exchanges:
         times: list[float] = []
         ends_s = time.perf_counter() + BOX_S
         while len(times) < warm_up + rounds and (not times or time.perf_counter() < ends_s):
-            await asyncio.gather(asyncio.sleep(PAUSE_S), asyncio.to_thread(self.chill))
+            await asyncio.gather(asyncio.sleep(random.uniform(*PAUSES_S)), asyncio.to_thread(self.chill))
             started_s = time.perf_counter()
             await self.call.write(message)
             reply = await self.call.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,9 @@ from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
 T = TypeVar("T")
 
 HAND_OVERS = 15
-HAND_OVER_PAUSE_S = 0.005  # both threads sleep between the steps of real decoding: a hot loop would flatter by half
+# Both threads sleep between the steps of real decoding: a hot loop would flatter by half. Never equally long, since pauses that are a
+# multiple of something that comes again and again, such as a clock tick or a slice of processor time, would meet it always or never.
+HAND_OVER_PAUSES_S = (0.004, 0.008)
 CHILL_S = 0.05
 
 
@@ -87,7 +90,7 @@ class Measurer:
             times = []
             for _ in range(HAND_OVERS):
                 await self._engine.run(chill)
-                await asyncio.sleep(HAND_OVER_PAUSE_S)
+                await asyncio.sleep(random.uniform(*HAND_OVER_PAUSES_S))
                 started_s = time.perf_counter()
                 await self._engine.run(lambda: encode(decode(data, limits)))
                 times.append(time.perf_counter() - started_s)

@@ -21,7 +21,7 @@ from tools.testbed.machine import CannotBuild, Machine
 from tools.testbed.slices import edges
 from tools.testbed.spec import BedSpec, NodeSpec, Throttle, parse_spec
 
-# 40 times 3 ms of computing after a pause: by quota, a share of a fifth would leave nearly all of them at full speed.
+# 40 times 3 ms of computing after a pause: by quota, a share of a fifth would leave some of them at full speed.
 SPURTS = """
 import time
 def spurt(n):
@@ -36,7 +36,7 @@ for _ in range(40):
     began = time.perf_counter()
     spurt(n)
     walls.append(time.perf_counter() - began)
-print(sum(walls) / 40 / 0.003)
+print(min(walls) / 0.003)  # whatever else the machine does only adds
 """
 
 
@@ -78,9 +78,11 @@ def test_a_node_that_waits_gets_no_more_than_its_share(machine: Machine) -> None
         fast = float(bed.run((sys.executable, "-c", SPURTS), "pi", timeout_s=120).stdout)
         # A frozen command of a testbed that is taken down must end too.
         bed.set_cpu("pi", 0.05)
-        bed.popen((sys.executable, "-c", "while True: pass"), "pi")
+        busy = bed.popen((sys.executable, "-c", "print(flush=True)\nwhile True: pass"), "pi", stdout=subprocess.PIPE)
+        busy.stdout.readline()
     assert spec.name not in beds()
-    assert slow > 2.5 * fast
+    # 3 ms need four slices of 0.8 ms, with three times 3.2 ms between them.
+    assert fast < 2.0
     assert slow > 3.0
 
 
