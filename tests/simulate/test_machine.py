@@ -176,6 +176,7 @@ def test_steps_are_those_of_the_real_core(seed):
 
     toy = ToyRing(n_slots=n_slots, ctx=64, chunk_tokens=chunk, max_in_flight=workers + 2)
     real: deque = deque()
+    toy.scheduler.spread(Forecast(problem, plan_of(problem).node_ids, plan_of(problem).counts).rows_per_step)
     toy.scheduler.next_step = recorded(toy.scheduler, real)
     for number, (prompt, answer) in enumerate(requests):
         toy.scheduler.admit([number] * prompt, SamplingParams(), max_new=answer)
