@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test check format bench soak proto clean
+.PHONY: setup demo test check format bench bench-plan soak proto clean
 .DEFAULT_GOAL := help
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,8 @@ format: $(VENV)/dev ## fix what can be fixed by itself
 	$(BIN)/ruff format .
 bench: $(VENV)/bench ## speed beside llama.cpp, in one process and over daemons
 	$(BIN)/python -m tools.bench $(ARGS)
+bench-plan: $(VENV)/dev ## plans against measurements, on a testbed of slow devices and bad links (root)
+	$(BIN)/python -m tools.bench_plan $(ARGS)
 soak: $(VENV)/dev ## long runs with seeded faults
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 proto: $(VENV)/dev ## regenerate mdi/wire/mdi_pb2*.py from proto/mdi.proto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 
 from mdi.errors import FrameError, LinkError, PeerError
+from mdi.profile.cold import Chill
 from mdi.wire.frame import MAX_FRAME_BYTES
 from mdi.wire.status import abort, ending, from_rpc_error
 
@@ -31,7 +33,11 @@ DECODE_ROUNDS = 9
 PREFILL_ROUNDS = 4
 BOX_S = 0.4  # for one size and direction, so that eight nodes are measured within 15 s; one round is always finished
 # In decoding, a frame finds both ends asleep, as they wait for the computation: back-to-back messages would flatter a link threefold.
-PAUSE_S = 0.01
+# Pauses differ, so that they are in step with nothing that comes again and again, such as a clock tick or a slice of processor time.
+PAUSES_S = (0.009, 0.015)
+# And it finds their caches full of weights, which makes programs of Python and gRPC slower by half again and more. So both ends read
+# memory in the pause; it must end within it on the slower one too.
+CHILL_S = 0.008
 MAX_PROBE_S = 1.0  # a prefill frame that would take longer is measured by a smaller one
 MEASURE_TIMEOUT_S = 25.0
 
@@ -71,7 +77,7 @@ class Link:
 
 
 async def _exchange(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-    count = 0
+    count, chill = 0, Chill(CHILL_S)
     async for message in messages:
         count += 1
         size = int.from_bytes(message[:SIZE_BYTES], "little")
@@ -80,6 +86,7 @@ async def _exchange(messages: AsyncIterator[bytes], context: grpc.aio.ServicerCo
                 context, FrameError(f"a measurement is at most {MAX_EXCHANGES} replies of 1 to {MAX_FRAME_BYTES} bytes")
             )
         await context.write(bytes(size))
+        await asyncio.to_thread(chill)
 
 
 def exchange_handler() -> grpc.GenericRpcHandler:
@@ -94,7 +101,7 @@ async def measure_link(channel: grpc.aio.Channel, peer: str) -> Link:
     ended = ending(call)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
-            link = await _measure(_Exchanges(call, peer))
+            link = await _measure(_Exchanges(call, peer, Chill(CHILL_S)))
             await call.done_writing()
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the second when the peer ended the call while we wrote
         if (error := await ended) is not None:
@@ -119,6 +126,7 @@ class _Exchanges:
 
     call: Any
     peer: str
+    chill: Chill
 
     async def median_s(self, sent: int, wanted: int, rounds: int, warm_up: int) -> float:
         """Seconds from a message of `sent` bytes until the reply of `wanted` is there."""
@@ -126,7 +134,7 @@ class _Exchanges:
         times: list[float] = []
         ends_s = time.perf_counter() + BOX_S
         while len(times) < warm_up + rounds and (not times or time.perf_counter() < ends_s):
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.gather(asyncio.sleep(random.uniform(*PAUSES_S)), asyncio.to_thread(self.chill))
             started_s = time.perf_counter()
             await self.call.write(message)
             reply = await self.call.read()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
+
+import numpy as np
 
 from mdi.engine.backend import Backend
 from mdi.engine.thread import EngineThread
@@ -18,13 +21,18 @@ from mdi.model.quantise import WeightFormat
 from mdi.node.stage import StageSpec
 from mdi.profile.blocks import BlockTimes, HeadTime
 from mdi.profile.cache import ProfileCache
+from mdi.profile.cold import Chill
 from mdi.profile.device import DeviceProfile
 from mdi.profile.memory import give_back_freed_memory
+from mdi.wire.frame import Frame, FrameLimits, Row, decode, encode
 
 T = TypeVar("T")
 
 HAND_OVERS = 15
-HAND_OVER_PAUSE_S = 0.005  # both threads sleep between the steps of real decoding: a hot loop would flatter by half
+# Both threads sleep between the steps of real decoding: a hot loop would flatter by half. Never equally long, since pauses that are a
+# multiple of something that comes again and again, such as a clock tick or a slice of processor time, would meet it always or never.
+HAND_OVER_PAUSES_S = (0.004, 0.008)
+CHILL_S = 0.05
 
 
 class Measurer:
@@ -49,13 +57,13 @@ class Measurer:
         kv_type: KvType,
         refresh: bool = False,
     ) -> BlockTimes:
-        """What a stage costs beside its blocks includes the way from the event loop to the engine thread and back."""
+        """What a stage costs beside its blocks includes the way from the event loop to the engine thread and back, with a frame."""
         times = await self._measured(
             lambda: self._cache.blocks(
                 config, fmt, threads=self._threads, ctx=ctx, chunk_tokens=chunk_tokens, kv_type=kv_type, refresh=refresh
             )
         )
-        extra_s = await self._hand_over()
+        extra_s = await self._hand_over(config.d_model)
         decode, prefill = (replace(t, overhead_s=t.overhead_s + extra_s) for t in (times.decode, times.prefill))
         return BlockTimes(decode, prefill, times.chunk_tokens)
 
@@ -77,14 +85,22 @@ class Measurer:
 
         return await self._engine.run(work)
 
-    async def _hand_over(self) -> float:
-        """Seconds from the event loop to the engine thread and back, measured once."""
+    async def _hand_over(self, d_model: int) -> float:
+        """Seconds from the event loop to the engine thread and back, in which a frame of one row is read and another one written.
+
+        Measured once, as it is in a ring: both threads have slept, and a stage's weights have taken the cache meanwhile.
+        """
         if self._hand_over_s is None:
+            hidden = np.zeros((1, d_model), np.float32)
+            data = encode(Frame(1, 0, (Row(0, 0, 1, 1),), (), hidden))
+            limits = FrameLimits(d_model, 1, 1, 1, "f32")
+            chill = Chill(CHILL_S)
             times = []
             for _ in range(HAND_OVERS):
-                await asyncio.sleep(HAND_OVER_PAUSE_S)
+                await self._engine.run(chill)
+                await asyncio.sleep(random.uniform(*HAND_OVER_PAUSES_S))
                 started_s = time.perf_counter()
-                await self._engine.run(int)
+                await self._engine.run(lambda: encode(decode(data, limits)))
                 times.append(time.perf_counter() - started_s)
             self._hand_over_s = median(times)
         return self._hand_over_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,12 +89,20 @@ class StarterCore:
         self._short_s = math.inf
         self._scheduler.forget()
 
-    def begin_epoch(self, epoch: int, local: Engine | None, limits: FrameLimits | None, max_in_flight: int) -> None:
-        """The next plan is loaded: every sequence is replayed from its tokens, and goes on."""
+    def begin_epoch(
+        self,
+        epoch: int,
+        local: Engine | None,
+        limits: FrameLimits | None,
+        max_in_flight: int,
+        rows_per_step: Callable[[int], int] | None = None,
+    ) -> None:
+        """The next plan is loaded: every sequence is replayed from its tokens, and goes on. `rows_per_step`: see `Scheduler.spread`."""
         self._epoch = epoch
         self._local = local
         self._limits = limits
         self._max_in_flight = max_in_flight
+        self._scheduler.spread(rows_per_step)
         self.steps = 0
 
     @property

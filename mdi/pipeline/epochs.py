@@ -33,7 +33,7 @@ from mdi.pipeline.recovery import FailureLog, Hop, Recovery, Verdict, going_on, 
 from mdi.pipeline.ring import Ring, open_ring
 from mdi.pipeline.survey import House, look_again
 from mdi.plan.costs import Problem
-from mdi.plan.forecast import steps_in_flight
+from mdi.plan.forecast import Forecast, steps_in_flight
 from mdi.plan.plan import BlockRange, Plan, Stage
 from mdi.wire import mdi_pb2 as pb
 from mdi.wire.frame import FrameLimits
@@ -303,7 +303,9 @@ class Epochs:
         workload, config = self._setting.workload, self._setting.packed.config
         limits = FrameLimits(config.d_model, workload.chunk_tokens, workload.n_slots, workload.ctx, "f32")
         alone = len(plan.stages) == 1
-        self._core.begin_epoch(self._target.epoch, local, None if alone else limits, steps_in_flight(len(plan.stages)))
+        rows_per_step = Forecast(self._costs, plan.node_ids, plan.counts).rows_per_step
+        in_flight = steps_in_flight(len(plan.stages))
+        self._core.begin_epoch(self._target.epoch, local, None if alone else limits, in_flight, rows_per_step)
 
     def _peers(self, among: Iterable[str] | None = None) -> dict[str, Peer]:
         peers = {each.info.node_id: each.peer for each in self._setting.house.others}

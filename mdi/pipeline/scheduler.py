@@ -12,8 +12,10 @@ with AVX-512 VNNI) a row alone gives other bits than a row of a pair, and now an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cache
 
 from mdi.engine.constraint import Guide
 from mdi.engine.sampling import SamplingParams
@@ -69,6 +71,7 @@ class Sequence:
     draft: Draft = NO_DRAFT
     replay: Replay = field(default_factory=Replay)
     finish: FinishReason | None = None
+    last_step: int = 0  # the number of the step that it was last in
 
     @property
     def n_waiting(self) -> int:
@@ -143,6 +146,15 @@ class Scheduler:
         self._ctx = ctx
         self._chunk_tokens = chunk_tokens
         self._may_grow = may_grow
+        self._n_steps = 0
+        self._rows_per_step: Callable[[int], int] | None = None
+
+    def spread(self, rows_per_step: Callable[[int], int] | None) -> None:
+        """From now on, when n conversations decode, a step carries tokens of `rows_per_step(n)` of them at most; of all with None.
+
+        The others go in steps of their own, right behind: in a ring, several nodes then work at the same time.
+        """
+        self._rows_per_step = rows_per_step and cache(rows_per_step)
 
     def admit(
         self,
@@ -192,21 +204,36 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Rows for every sequence that waits, those with the least to do first, so that decoding passes before long prompts."""
         waiting = [slot.owner for slot in self._slots if slot.owner is not None and slot.owner.n_waiting]
-        waiting.sort(key=lambda sequence: sequence.n_waiting)
+        # Of those with as much to do, the one that has waited longest: none is passed over while others go round.
+        waiting.sort(key=lambda sequence: (sequence.n_waiting, sequence.last_step))
+        self._n_steps += 1
         again: list[Sequence] = []  # first: a row of theirs goes whole or not at all, and the first one always fits
-        budget = self._chunk_tokens
+        budget, most_decoding = self._chunk_tokens, self._most_decoding()
         for sequence in waiting:
             if sequence.replay and sequence.replay.rows[0].count <= budget:
                 again.append(sequence)
                 budget -= sequence.replay.rows[0].count
         taken: list[tuple[Sequence, int]] = []  # with the tokens that it sends
         for sequence in waiting:
-            if not sequence.replay and (count := min(sequence.n_waiting, budget)):
-                taken.append((sequence, count))
-                budget -= count
+            if sequence.replay or not (count := min(sequence.n_waiting, budget)):
+                continue
+            if sequence.n_waiting == 1:
+                if most_decoding == 0:
+                    continue
+                most_decoding -= 1
+            taken.append((sequence, count))
+            budget -= count
         self._draft([sequence for sequence, count in taken if count == sequence.n_waiting], self._chunk_tokens - budget, budget)
         rows = [self._send_again(sequence) for sequence in again] + [self._send(sequence, count) for sequence, count in taken]
         return Step(tuple(rows), (*again, *(sequence for sequence, _ in taken))) if rows else None
+
+    def _most_decoding(self) -> int:
+        """How many sequences may have a single token in the next step."""
+        if self._rows_per_step is None:
+            return len(self._slots)
+        owners = [slot.owner for slot in self._slots]
+        decoding = sum(owner is not None and owner.finish is None and bool(owner.answer) for owner in owners)
+        return self._rows_per_step(max(1, decoding))
 
     def _draft(self, sequences: list[Sequence], n_rows: int, budget: int) -> None:
         """Gives those that catch up in this step guesses to carry, within what is left of the step."""
@@ -233,6 +260,7 @@ class Scheduler:
         slot.held += drafted
         slot.sent.append(Sent(row.position, row.count))
         sequence.n_sent += n_own
+        sequence.last_step = self._n_steps
         return row
 
     def settle(self, sequence: Sequence, n_accepted: int) -> None:

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 from mdi.errors import InternalError, UserError
 
-# The kernels of `MatMulNBits` take as long for two rows as for one, and from there on the same more for each: 1, 2, 4, 8, 32 and 256 rows
-# take 1, 1, 1.2, 1.9, 6 and 45 times as long (int4 in blocks of 128, 2048 x 8192, 2 threads).
-FREE_ROWS = 2
 MEASURED_CONTEXT = 128  # tokens in KV when a decode step is measured
 
 _MEASURE_AGAIN = "measure the device again, or correct the number in its profile"
@@ -252,8 +249,13 @@ class Problem:
         raise InternalError(f"no node {node_id} in this plan's problem")
 
     def row_share(self, rows: float) -> float:
-        """Where `rows` lie between a step of one row (0) and a chunk (1), for what grows with the rows of a step."""
-        return max(0.0, rows - FREE_ROWS) / max(1, self.model.chunk_tokens - FREE_ROWS)
+        """Where `rows` lie between a step of one row (0) and a chunk (1), for what grows with the rows of a step.
+
+        A straight line from one row on: with int4 weights in huge pages, 1, 2, 3, 4, 8, 16, 32 and 64 rows took 1, 1.4, 1.9, 2.2, 4.0, 7.0,
+        13.5 and 27 times as long (6 blocks of the 1B shape, 1 thread of an AMD EPYC), where the line says 1, 1.4, 1.8, 2.2, 3.9, 7.2,
+        13.9 and 27. Heads did the same.
+        """
+        return max(0.0, rows - 1) / max(1, self.model.chunk_tokens - 1)
 
     def decode_time(self, index: int, rows: float, context_tokens: float) -> StageTime:
         """A step of `rows` rows of different conversations on node `index`."""

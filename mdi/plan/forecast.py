@@ -79,14 +79,29 @@ class Forecast:
         return sum(stages_s) + sum(hops_s)
 
     def tokens_per_s(self, conversations: int = 1, context_tokens: float | None = None) -> float:
-        """Of all conversations together. They go round in as many steps of equal size as the starter keeps on their way: a step can be no
-        sooner back than the ring takes, and no place passes the steps faster than one after another."""
+        """Of all conversations together, in steps of `rows_per_step`."""
+        rows = self.rows_per_step(conversations, context_tokens)
+        return conversations / self._round_s(conversations, rows, self._context(context_tokens))
+
+    def rows_per_step(self, conversations: int, context_tokens: float | None = None) -> int:
+        """How many of the conversations shall share a step, so that all together get the most tokens: with few, several steps are on
+        their way and more places work at the same time; with many, each place has fewer steps to do."""
         if conversations < 1:
             raise UserError(f"{conversations} conversations give no tokens", hint="choose at least 1")
-        steps = min(conversations, self.max_in_flight)
-        rows = conversations / steps
-        stages_s, hops_s = self.decode_parts_s(rows, self._context(context_tokens))
-        return conversations / max(sum(stages_s) + sum(hops_s), steps * max(stages_s + hops_s))
+        context = self._context(context_tokens)
+        choices = {math.ceil(conversations / steps) for steps in range(1, min(conversations, self.max_in_flight) + 1)}
+        return min(sorted(choices, reverse=True), key=lambda rows: self._round_s(conversations, rows, context))
+
+    def _round_s(self, conversations: int, rows: int, context: float) -> float:
+        """Until each conversation has one more token: a step is no sooner back than the ring takes, and no place passes the steps of a
+        round faster than one after another."""
+        whole, rest = divmod(conversations, rows)
+        places_s = [part for parts in self.decode_parts_s(rows, context) for part in parts]
+        load_s = [whole * part for part in places_s]
+        if rest:
+            rest_s = [part for parts in self.decode_parts_s(rest, context) for part in parts]
+            load_s = [load + part for load, part in zip(load_s, rest_s, strict=True)]
+        return max(sum(places_s), *load_s)
 
     def ttft_s(self, prompt_tokens: int | None = None) -> float:
         """From the request to the first token, on an idle ring.

@@ -34,6 +34,7 @@ class Machine:
         self._problem = problem
         self._forecast = Forecast(problem, plan.node_ids, plan.counts)
         self.hops = [Place(clock) for _ in self._forecast.hops]
+        self.scheduler.spread(self._forecast.rows_per_step)
         self._counts = plan.counts
         self._indices = [problem.index(node_id) for node_id in plan.node_ids]
         self._on_token = on_token

@@ -153,3 +153,42 @@ def test_whether_there_is_work_may_be_asked_while_another_thread_frees_a_slot() 
     scheduler = Scheduler(n_slots=1, ctx=8, chunk_tokens=64)
     scheduler._slots = [FreedMeanwhile(scheduler.admit([1], GREEDY))]  # type: ignore[list-item]
     assert [scheduler.has_work, scheduler.has_work] == [True, False]
+
+
+def test_conversations_that_begin_together_go_in_several_steps_when_they_are_to_be_spread() -> None:
+    scheduler = Scheduler(n_slots=4, ctx=64, chunk_tokens=64)
+    scheduler.spread(lambda n: -(-n // 2))
+    sequences = [scheduler.admit([i, i], GREEDY) for i in range(4)]
+    scheduler.next_step()
+    for sequence in sequences:
+        sequence.accept(7)
+    steps = [scheduler.next_step(), scheduler.next_step()]
+    assert [[row.slot for row in step.rows] for step in steps] == [[0, 1], [2, 3]]
+    assert scheduler.next_step() is None
+    # The first two are back, and the fourth, but not the third: still no more than two of four.
+    for i in (0, 1, 3):
+        sequences[i].accept(7)
+    assert len(scheduler.next_step().rows) == 2
+
+
+def test_nobody_is_passed_over_while_others_go_round() -> None:
+    scheduler = Scheduler(n_slots=3, ctx=64, chunk_tokens=64)
+    scheduler.spread(lambda _: 1)
+    sequences = [scheduler.admit([i], GREEDY) for i in range(3)]
+    turns = []
+    for _ in range(9):
+        (sequence,) = scheduler.next_step().sequences
+        turns.append(sequences.index(sequence))
+        sequence.accept(7)
+    assert turns == [0, 1, 2] * 3
+
+
+def test_a_prompt_is_not_held_up_by_the_bound_on_those_who_decode() -> None:
+    scheduler = Scheduler(n_slots=3, ctx=64, chunk_tokens=8)
+    scheduler.spread(lambda _: 1)
+    talking = [scheduler.admit([i, i], GREEDY) for i in range(2)]
+    scheduler.next_step()
+    for sequence in talking:
+        sequence.accept(7)
+    scheduler.admit([9] * 20, GREEDY)
+    assert [(row.slot, row.count) for row in scheduler.next_step().rows] == [(0, 1), (2, 7)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mdi.errors import UserError
-from mdi.plan.costs import FREE_ROWS, MEASURED_CONTEXT, LinkCost, Load, ModelCost, NodeCost, Problem, StageTime, StarterCost
+from mdi.plan.costs import MEASURED_CONTEXT, LinkCost, Load, ModelCost, NodeCost, Problem, StageTime, StarterCost
 from mdi.plan.forecast import Forecast
 from mdi.plan.plan import Objective
 from mdi.plan.predict import predict
@@ -38,13 +38,13 @@ def test_a_whole_chunk_at_the_start_is_what_was_measured(problem):
     assert hops_s == [0.050, 0.006]  # no row of a chunk comes back
 
 
-def test_a_second_row_is_free_and_further_ones_cost_the_same_each(problem):
+def test_each_further_row_costs_the_same(problem):
     forecast = Forecast(problem, ("s",), (4,))
     one, two, three, four = (forecast.decode_step_s(rows) for rows in (1, 2, 3, 4))
-    assert one == two
     assert four - three == pytest.approx(three - two)
-    # overhead 4 ms and blocks 48 ms each over 48 rows, and the head, whose time grows 25-fold as the blocks' does
-    assert three - two == pytest.approx((0.004 + 4 * 0.048 + 0.007 * 24) / (50 - FREE_ROWS))
+    assert three - two == pytest.approx(two - one)
+    # overhead 4 ms and blocks 48 ms each over 49 rows, and the head, whose time grows 25-fold as the blocks' does
+    assert two - one == pytest.approx((0.004 + 4 * 0.048 + 0.007 * 24) / 49)
 
 
 def test_each_token_of_context_costs_each_row_the_reading_of_its_keys_and_values(problem):
@@ -131,8 +131,13 @@ def test_conversations_fill_the_ring_and_then_share_steps(problem):
     step_s, slowest_s = 0.010 + 0.005 + 0.015 + 0.006, 0.015
     assert forecast.tokens_per_s(1) == pytest.approx(1 / step_s)
     assert forecast.tokens_per_s(2) == pytest.approx(2 / step_s)
-    assert forecast.tokens_per_s(3) == pytest.approx(3 / (3 * slowest_s))  # 45 ms: the pi is always busy
-    assert forecast.tokens_per_s(6) > 1.5 * forecast.tokens_per_s(3)  # a second row in each step is free
+    # Three steps of one row keep the pi busy for 45 ms; one of all three would be back after 61.
+    assert forecast.rows_per_step(3) == 1
+    assert forecast.tokens_per_s(3) == pytest.approx(3 / (3 * slowest_s))
+    # With six, two steps of three rows are sooner done than three of two, which keep the pi busy for 63 ms.
+    starter_s, pi_s, frames_s = (0.004 + 0.048 + 0.007 * 24) / 49, (0.004 + 3 * 0.096) / 49, (0.045 + 0.054) / 49
+    assert forecast.rows_per_step(6) == 3
+    assert forecast.tokens_per_s(6) == pytest.approx(6 / (step_s + 2 * (starter_s + pi_s + frames_s)))
     alone = Forecast(problem, ("s",), (4,))
     assert alone.tokens_per_s(2) == pytest.approx(2 / alone.decode_step_s(2))
 

@@ -121,6 +121,18 @@ def test_several_conversations_are_no_faster_than_the_slowest_place_and_faster_t
     assert 1.2 * forecast.tokens_per_s(1) < rate <= 2 / slowest_s  # steps of two rows cost what one does
 
 
+@pytest.mark.parametrize("conversations", [2, 3, 4, 7])
+def test_conversations_that_begin_together_fill_the_ring_as_predicted(conversations):
+    """All begin at once, so without steps of their own they would stay together in one that each node waits for."""
+    problem = replace(ring(n_workers=2), model=replace(ring().model, slots=conversations))
+    forecast = Forecast(problem, ("n0", "n1", "n2"), (1, 1, 1))
+    _, times = run(problem, [(8, 200)] * conversations)
+    start_s, stop_s = max(each[0] for each in times.values()), min(each[-1] for each in times.values())
+    rate = sum(start_s < time_s <= stop_s for each in times.values() for time_s in each) / (stop_s - start_s)
+    assert rate == pytest.approx(forecast.tokens_per_s(conversations, 128), rel=0.1)
+    assert rate > 1.2 * conversations / forecast.decode_step_s(conversations) or conversations == 2
+
+
 def test_a_stopped_machine_gives_nothing_more():
     clock, tokens = Clock(), []
     problem = ring()
@@ -164,6 +176,7 @@ def test_steps_are_those_of_the_real_core(seed):
 
     toy = ToyRing(n_slots=n_slots, ctx=64, chunk_tokens=chunk, max_in_flight=workers + 2)
     real: deque = deque()
+    toy.scheduler.spread(Forecast(problem, plan_of(problem).node_ids, plan_of(problem).counts).rows_per_step)
     toy.scheduler.next_step = recorded(toy.scheduler, real)
     for number, (prompt, answer) in enumerate(requests):
         toy.scheduler.admit([number] * prompt, SamplingParams(), max_new=answer)

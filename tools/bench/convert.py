@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("packs", type=Path)
     parser.add_argument("--quant", type=Quant, required=True)
-    parser.add_argument("--block", type=int, required=True)
+    parser.add_argument("--block", type=int, help="what the model's size suggests when absent")
     args = parser.parse_args()
     model = Model(resolve(args.model))
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.peers import DEFAULT_PORT
 from mdi.errors import ClusterError, UserError
-from tools.testbed import delay, enter
+from tools.testbed import delay, enter, slices
 from tools.testbed.cgroups import ControlGroups, Write
 from tools.testbed.leftovers import KEPT, bed_directory, locked, pids, remove
 from tools.testbed.machine import Machine, run_command, this_machine
@@ -35,11 +35,12 @@ from tools.testbed.network import (
     switch_namespace,
     veth,
 )
-from tools.testbed.spec import BedSpec, NodeSpec
+from tools.testbed.spec import BedSpec, NodeSpec, Throttle
 
 SOURCE = Path(__file__).parents[2]
 START_TIMEOUT_S = 90.0  # eight daemons that start at once on two cores take 20 s
-CABLE_TIMEOUT_S = 20.0
+HELPER_TIMEOUT_S = 20.0
+SLICES_PERIOD_MS = 4.0  # short against a stage of a step; each slice costs the machine some 20 µs of processor time
 MEET_TIMEOUT_S = 20.0
 LISTEN_S = 2.0  # for one look
 LOOK_TIMEOUT_S = 60.0
@@ -153,7 +154,12 @@ class Testbed:
         spec = replace(self.spec.node(node), cpu=share)
         groups = self._control_groups(f"a CPU limit for {node}")
         self._change(spec)
-        _write(groups.cpu(self.spec.name, node, share))
+        by_slices = self.spec.throttle is Throttle.SLICES
+        # One thread computes on such a node, so it has no more than a core. A quota of one core would slow it: the kernel hands
+        # quotas out to processors, 5 ms to each, and what the network's threads do not use of it on the other one is lost.
+        _write(groups.cpu(self.spec.name, node, None if by_slices and share is not None and share <= 1 else share))
+        if by_slices:
+            self._write_slices()
 
     def set_rate(self, node: str, up_mbit: float, down_mbit: float | None = None) -> None:
         """Other rates for a node's cable."""
@@ -182,6 +188,33 @@ class Testbed:
         for node in self.spec.nodes:  # only now: imports at a tenth of a core would take half a minute
             if node.cpu is not None:
                 self.set_cpu(node.name, node.cpu)
+        if self.spec.throttle is Throttle.SLICES:
+            self._start_slices()
+
+    def _start_slices(self) -> None:
+        self._write_slices()
+        arguments = (str(self._slices_path), f"{SLICES_PERIOD_MS:g}")
+        command = [sys.executable, "-I", "-S", enter.__file__, switch_namespace(self.spec.name), "-", "-"]
+        command += [sys.executable, "-I", slices.__file__, *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self._processes.append(process)
+        _await_line(process, "the program that gives the nodes their slices")
+
+    @property
+    def _slices_path(self) -> Path:
+        return bed_directory(self.spec.name) / "slices.json"
+
+    def _write_slices(self) -> None:
+        """Whole, since it is read at any time."""
+        groups = self._control_groups("slices of processor time")
+        table = {
+            node.name: [*map(str, groups.freezer(self.spec.name, node.name)), node.cpu]
+            for node in self.spec.nodes
+            if node.cpu is not None and node.cpu < 1
+        }
+        partial = self._slices_path.with_suffix(".partial")
+        partial.write_text(json.dumps(table))
+        partial.replace(self._slices_path)
 
     def _take_down(self) -> None:
         with _undisturbed():
@@ -232,11 +265,7 @@ class Testbed:
             start_new_session=True,
         )
         self._processes.append(process)
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(CABLE_TIMEOUT_S) or not process.stdout.readline():
-                raise ClusterError(f"the delay line of node {node.name} did not start", hint="see what it printed above")
+        _await_line(process, f"the delay line of node {node.name}")
 
     def _make_homes(self) -> None:
         key = ClusterKey.generate()
@@ -315,6 +344,15 @@ def standing(spec: BedSpec) -> Testbed:
     if not (bed_directory(spec.name) / KEPT).exists() or not pids(spec.name):
         raise UserError(f"testbed {spec.name} is not up", hint="python -m tools.testbed up FILE")
     return Testbed(spec)
+
+
+def _await_line(process: subprocess.Popen[Any], what: str) -> None:
+    """Until the program says that it is ready. Raises ClusterError when it does not."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(HELPER_TIMEOUT_S) or not process.stdout.readline():
+            raise ClusterError(f"{what} did not start", hint="see what it printed above")
 
 
 def _write(writes: Iterator[Write] | Sequence[Write]) -> None:

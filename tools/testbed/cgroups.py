@@ -15,6 +15,7 @@ MIN_QUOTA_US = 1_000  # the kernel takes no less
 MAX_PERIOD_US = 1_000_000
 ROOT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "memory")
+FREEZER = "freezer"  # a controller of version 1; in version 2 every group can be frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,17 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class ControlGroups:
-    """`version` 2 has one tree at `root`, 1 one for each controller below it."""
+    """`version` 2 has one tree at `root`, 1 one for each controller below it. `freezes`: groups can be frozen."""
 
     version: int
     root: Path = ROOT
+    freezes: bool = True
 
     @classmethod
     def detect(cls, root: Path = ROOT) -> ControlGroups | None:
         """None where the CPU and memory controllers are in neither version's tree."""
         if all((root / controller / "cgroup.procs").exists() for controller in V1_CONTROLLERS):
-            return cls(1, root)
+            return cls(1, root, (root / FREEZER / "cgroup.procs").exists())
         try:
             controllers = (root / "cgroup.controllers").read_text().split()
         except OSError:
@@ -44,7 +46,9 @@ class ControlGroups:
         return cls(2, root) if {"cpu", "memory"} <= set(controllers) else None
 
     def trees(self) -> tuple[Path, ...]:
-        return (self.root,) if self.version == 2 else tuple(self.root / controller for controller in V1_CONTROLLERS)
+        if self.version == 2:
+            return (self.root,)
+        return tuple(self.root / controller for controller in (*V1_CONTROLLERS, *([FREEZER] if self.freezes else [])))
 
     def enabling(self, bed: str) -> list[Write]:
         """Version 2 hands controllers down one level at a time; version 1 has them everywhere."""
@@ -59,13 +63,21 @@ class ControlGroups:
         """The directories that a process of this node joins, by its id in their `cgroup.procs`."""
         return tuple(directory / node for directory in self.beds(bed))
 
+    def freezer(self, bed: str, node: str) -> tuple[Path, str, str]:
+        """The file that freezes a node's processes, what is written to freeze them, and what to thaw them."""
+        group = self._group(FREEZER, bed, node)
+        return (group / "freezer.state", "FROZEN", "THAWED") if self.version == 1 else (group / "cgroup.freeze", "1", "0")
+
+    def _group(self, controller: str, bed: str, node: str) -> Path:
+        return (self.root if self.version == 2 else self.root / controller) / bed_prefix(bed) / node
+
     def memory(self, bed: str, node: str, n_bytes: int) -> Write:
-        *_, group = self.groups(bed, node)
+        group = self._group("memory", bed, node)
         return Write(group / ("memory.limit_in_bytes" if self.version == 1 else "memory.max"), str(n_bytes))
 
     def cpu(self, bed: str, node: str, share: float | None) -> Iterator[Write]:
         """`share` of one core, None for no limit."""
-        group, *_ = self.groups(bed, node)
+        group = self._group("cpu", bed, node)
         period_us = PERIOD_US if share is None else min(MAX_PERIOD_US, max(PERIOD_US, round(MIN_QUOTA_US / share)))
         quota_us = None if share is None else round(share * period_us)
         if self.version == 2:

@@ -69,6 +69,7 @@ def remove(bed: str) -> None:
 
     Raises ClusterError when the kernel does not let go of something.
     """
+    _thaw(bed)
     _end(pids(bed))
     for namespace in _namespaces(bed):
         run_command(("ip", "netns", "del", namespace))
@@ -101,6 +102,17 @@ def _namespaces(bed: str | None) -> list[str]:
 def _trees() -> tuple[Path, ...]:
     groups = ControlGroups.detect()
     return groups.trees() if groups else ()
+
+
+def _thaw(bed: str) -> None:
+    """What is frozen hears no signal. Whoever froze it, if it still lives, thaws all when it is ended."""
+    groups = ControlGroups.detect()
+    if groups is None or not groups.freezes:
+        return
+    _, _, thaws = groups.freezer(bed, "")
+    for file in {groups.freezer(bed, path.name)[0] for directory in groups.beds(bed) for path in directory.glob("*/")}:
+        with suppress(OSError):
+            file.write_text(thaws)
 
 
 def _end(numbers: set[int]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from mdi.errors import UserError
 from tools.testbed.cgroups import ControlGroups
 from tools.testbed.network import PREFIX, Command
-from tools.testbed.spec import BedSpec
+from tools.testbed.spec import BedSpec, Throttle
 
 TIMEOUT_S = 20.0  # of one `ip` or `tc`: milliseconds on an idle machine
 TUN = Path("/dev/net/tun")
@@ -51,6 +51,11 @@ class Machine:
                 raise CannotBuild(
                     f"node {node.name} wants a limit of CPU or memory, and no control group with both can be made here",
                     hint="in a container, start it with --privileged and --cgroupns=host",
+                )
+            if node.cpu and spec.throttle is Throttle.SLICES and not (self.control_groups and self.control_groups.freezes):
+                raise CannotBuild(
+                    f"node {node.name} wants slices of processor time, and its control group cannot be frozen",
+                    hint='leave out throttle = "slices"',
                 )
             if missing := set(node.cores or ()) - os.sched_getaffinity(0):
                 raise CannotBuild(f"node {node.name} wants processor {min(missing)}, which is not here")

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ MAX_DELAY_MS = 2_000.0  # half of what the keepalive of a connection allows
 MIN_MEMORY_BYTES = 64 << 20  # an interpreter with numpy and gRPC
 DEFAULT_SUBNET = ipaddress.IPv4Network("10.77.0.0/24")
 SEE = "docs/testbed.md lists what may stand there"
+
+
+class Throttle(StrEnum):
+    """How a node gets its share of a core: as much as it wants until the quota is used up, or by slices of time (`slices.py`)."""
+
+    QUOTA = "quota"
+    SLICES = "slices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,7 @@ class BedSpec:
     nodes: tuple[NodeSpec, ...]
     subnet: ipaddress.IPv4Network = DEFAULT_SUBNET
     packs: Path | None = None
+    throttle: Throttle = Throttle.QUOTA
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -121,7 +130,7 @@ def parse_spec(text: str) -> BedSpec:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"not TOML: {error}", hint=SEE) from None
-    _only(data, {"name", "subnet", "packs", "defaults", "node"}, "the file")
+    _only(data, {"name", "subnet", "packs", "throttle", "defaults", "node"}, "the file")
     defaults = _table(data.get("defaults", {}), "[defaults]")
     if "name" in defaults:
         raise UserError("[defaults] cannot name a node", hint=SEE)
@@ -133,9 +142,15 @@ def parse_spec(text: str) -> BedSpec:
         subnet = ipaddress.IPv4Network(_text(data.get("subnet", str(DEFAULT_SUBNET)), "subnet"))
     except ValueError as error:
         raise UserError(f"subnet: {error}", hint=f'subnet = "{DEFAULT_SUBNET}"') from None
-    packs = data.get("packs")
+    packs, throttle = data.get("packs"), data.get("throttle", Throttle.QUOTA)
+    if throttle not in tuple(Throttle):
+        raise UserError(f"throttle = {throttle!r} is unknown", hint=f"one of: {', '.join(Throttle)}")
     return BedSpec(
-        _text(data.get("name"), "name"), specs, subnet, None if packs is None else Path(_text(packs, "packs")).expanduser()
+        _text(data.get("name"), "name"),
+        specs,
+        subnet,
+        None if packs is None else Path(_text(packs, "packs")).expanduser(),
+        Throttle(throttle),
     )
 
 
