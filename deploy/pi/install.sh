@@ -28,6 +28,7 @@ start=yes
 any_system=no
 key_file=
 from=
+version=
 
 usage() {
     cat <<'END'
@@ -161,8 +162,9 @@ find_source() {
         requirement="mdi==$from"
         ;;
     *)
-        [ -f "$from/pyproject.toml" ] && [ -d "$from/mdi" ] ||
+        if [ ! -f "$from/pyproject.toml" ] || [ ! -d "$from/mdi" ]; then
             die "$from is no checkout of MDI, no wheel, no sdist and no version" "see --help"
+        fi
         requirement=checkout
         ;;
     esac
@@ -206,6 +208,7 @@ install_package() {
         requirement=$build
     fi
     pip="$VENV/bin/python -m pip --disable-pip-version-check --no-input install --no-cache-dir --quiet"
+    say "installing MDI and what it needs: some minutes on a Pi"
     # Dependencies stay as they are while they fit; MDI itself is replaced even if its version number did not change.
     # shellcheck disable=SC2086 # a command and its options
     run $pip "$requirement"

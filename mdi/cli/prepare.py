@@ -20,7 +20,9 @@ def prepare(
     boot_file: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="A mdi.toml on a boot partition, with a key beside it.")
     ] = None,
-    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A cluster's key to join; - reads it from stdin.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A cluster's key to join; - reads it from stdin.")
+    ] = None,
     group: Annotated[str | None, typer.Option(metavar="GROUP", help="The group that may read the key.")] = None,
 ) -> None:
     """Give this system's daemon its key: from a boot partition, from a file, or else that of a new cluster."""

@@ -11,7 +11,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mdi.cluster.home import Home
 from mdi.cluster.key import ClusterKey
 from mdi.cluster.private_files import explain, write_private
 from mdi.errors import MdiError, UserError
@@ -24,16 +23,11 @@ COMPLAINT_NAME = "mdi-error.txt"  # beside the boot file: a device without a scr
 _log = logging.getLogger(__name__)
 
 
-def settings_home(directory: Path) -> Home:
-    """Only its key counts here: the rest of a system's node lies elsewhere."""
-    return Home(directory, directory / KEY_NAME)
-
-
 def found_cluster(directory: Path, group_id: int | None) -> ClusterKey | None:
     """The key of a new cluster, made just now; None if `directory` holds a key already. Raises UserError."""
-    home = settings_home(directory)
-    if home.key_path.exists():
-        ClusterKey.load(home)
+    path = directory / KEY_NAME
+    if path.exists():
+        read_key(path)
         return None
     key = ClusterKey.generate()
     keep_key(key, directory, group_id)
@@ -42,7 +36,7 @@ def found_cluster(directory: Path, group_id: int | None) -> ClusterKey | None:
 
 def keep_key(key: ClusterKey, directory: Path, group_id: int | None) -> None:
     """Write the key for its owner and, with `group_id`, for that group to read (mode 0640). Raises UserError."""
-    path = settings_home(directory).key_path
+    path = directory / KEY_NAME
     write_private(path, f"{key.text}\n".encode())
     if group_id is not None:
         with explain(path, "handed to its group"):
@@ -51,11 +45,14 @@ def keep_key(key: ClusterKey, directory: Path, group_id: int | None) -> None:
 
 
 def read_key(path: Path) -> ClusterKey:
-    """A key on a file system without modes, or one that a person saved: nobody else's eyes are asked about. Raises UserError."""
+    """A key on a file system without modes, or one that a person saved: who else may read it is not asked. Raises UserError."""
+    data = read_bounded(path)
     try:
-        return ClusterKey.parse(read_bounded(path).decode("utf-8-sig"))
+        return ClusterKey.parse(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} holds no cluster key: it is not text", hint="save it again as plain text") from error
+    except UserError as error:
+        raise UserError(f"{path} holds no cluster key: {error}", hint=error.hint) from error
 
 
 def take_over(boot_file: Path, directory: Path, group_id: int | None) -> bool:
@@ -84,7 +81,7 @@ def _take_over(boot_file: Path, directory: Path, group_id: int | None) -> bool:
     came = offered is not None and offered.exists()
     if offered is not None and came:
         keep_key(read_key(offered), directory, group_id)
-    elif not settings_home(directory).key_path.exists():
+    elif not (directory / KEY_NAME).exists():
         raise UserError(
             f"{boot_file} names no key that is there, and this device has none yet",
             hint=f'put the key of your cluster beside it and write key_file = "{KEY_NAME}"',

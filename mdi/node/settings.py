@@ -71,7 +71,9 @@ def read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint="check its owner and mode") from None
+        raise UserError(
+            f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint="check its owner and mode"
+        ) from None
     if len(data) > MAX_FILE_BYTES:
         raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 10} KiB: it is not a file of MDI", hint="check the path")
     return data
