@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test check format bench soak proto clean
+.PHONY: setup demo test check format bench soak test-install proto clean
 .DEFAULT_GOAL := help
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,8 @@ bench: $(VENV)/bench ## speed beside llama.cpp, in one process and over daemons
 	$(BIN)/python -m tools.bench $(ARGS)
 soak: $(VENV)/dev ## long runs with seeded faults
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+test-install: $(VENV)/dev ## deploy/pi/install.sh in Debian systems that debootstrap makes (root, network)
+	$(BIN)/python -m pytest -m install tests/deploy $(ARGS)
 proto: $(VENV)/dev ## regenerate mdi/wire/mdi_pb2*.py from proto/mdi.proto
 	$(BIN)/python -m tools.generate_stubs
 clean: ## remove what the other targets made
