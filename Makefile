@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test check format bench soak test-install proto clean
+.PHONY: setup demo test check format bench soak test-install test-arm64 proto clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,8 @@ soak: $(VENV)/dev ## long runs with seeded faults
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 test-install: $(VENV)/dev ## deploy/pi/install.sh in Debian systems that debootstrap makes (root, network)
 	$(BIN)/python -m pytest -m install tests/deploy $(ARGS)
+test-arm64: $(VENV)/dev ## the base install for 64-bit Arm: its wheels, and a cluster emulated as a Pi 4 and a Pi 5 (root, network)
+	$(BIN)/python -m tools.arm64 $(ARGS)
 proto: $(VENV)/dev ## regenerate mdi/wire/mdi_pb2*.py from proto/mdi.proto
 	$(BIN)/python -m tools.generate_stubs
 clean: ## remove what the other targets made

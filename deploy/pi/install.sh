@@ -214,6 +214,9 @@ install_package() {
     run $pip "$requirement"
     # shellcheck disable=SC2086
     run $pip --force-reinstall --no-deps "$requirement"
+    # The tests of numpy and onnx, 19 MB that no node reads.
+    run find "$VENV/lib" -type d \( -path '*/site-packages/numpy/*/tests' -o -path '*/site-packages/onnx/*/test' \) \
+        -prune -exec rm -rf '{}' +
 }
 
 # People type `mdi`, and are asked as whom by sudo: then `mdi run` is this device's node, with its key and packs.
