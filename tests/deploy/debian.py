@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 MIRROR = os.environ.get("MDI_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-PACKAGES = ("ca-certificates", "dbus", "iproute2", "python3", "python3-venv", "systemd", "systemd-sysv")
+PACKAGES = ("ca-certificates", "dbus", "iproute2", "python3", "python3-venv", "sudo", "systemd", "systemd-sysv")
 BOOTSTRAP_TIMEOUT_S = 900.0
 COMMAND_TIMEOUT_S = 600.0  # the base install is 90 MB to download
 BOOT_TIMEOUT_S = 90.0
