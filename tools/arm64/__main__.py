@@ -64,7 +64,8 @@ def _emulated(cache: Path) -> bool:
         dot = "with" if outcome.dot_product else "without"
         print(
             f"{cpu} ({board}), {dot} dot-product instructions: a daemon computed {outcome.worker_blocks} int4 blocks,"
-            f" the answer is {outcome.text!r} ({outcome.seconds:.0f} s)"
+            f" the answer is {outcome.text!r} ({outcome.seconds:.0f} s)",
+            flush=True,
         )
         right = right and EXPECTED in outcome.text and outcome.worker_blocks > 0
     return right
