@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def booted(directory: Path, name: str) -> Iterator[Machine]:
             yield machine
         finally:
             for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()  # the system's init: nspawn then ends by itself
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()  # the system's init: nspawn then ends by itself
             process.wait(30)
 
 
@@ -95,8 +96,9 @@ def _leader(nspawn: subprocess.Popen[bytes]) -> int:
     while time.monotonic() < deadline:
         assert nspawn.poll() is None, f"systemd-nspawn ended with {nspawn.returncode}"
         for child in psutil.Process(nspawn.pid).children():
-            if child.name() == "systemd":
-                return child.pid
+            with suppress(psutil.NoSuchProcess):  # nspawn has short-lived children too
+                if child.name() == "systemd":
+                    return child.pid
     raise AssertionError("the system did not boot")
 
 
