@@ -55,13 +55,18 @@ def fake_dpkg(directory: Path, architecture: str) -> str:
 
 def test_a_dry_run_prints_the_steps_and_changes_nothing(system: str) -> None:
     needs("systemctl")
+    places = [
+        Path(place)
+        for place in ("/opt/mdi", "/etc/mdi", "/var/lib/mdi", "/usr/local/bin/mdi", "/etc/systemd/system/mdi.service")
+    ]
+    before = [place.exists() for place in places]
     done = run(INSTALL, "--dry-run", "--any-system", "--no-start", path=system)
     assert done.returncode == 0, done.stderr
     steps = done.stdout.splitlines()
     order = ["python3 -m venv", "-m pip", "write /usr/local/bin/mdi", "node prepare", "mdi.service", "systemctl --quiet enable"]
     positions = [next(i for i, step in enumerate(steps) if part in step) for part in order]
     assert positions == sorted(positions)
-    assert not Path("/opt/mdi").exists()
+    assert [place.exists() for place in places] == before
 
 
 def test_a_dry_run_of_the_uninstaller_keeps_what_only_purge_removes(system: str) -> None:
