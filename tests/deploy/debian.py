@@ -61,7 +61,7 @@ class Machine:
     leader: int  # the process id of its init, seen from here
 
     def run(self, *command: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        enter = ["nsenter", "--target", str(self.leader), "--all", "--root", "--wd=/"]
+        enter = ["nsenter", "--target", str(self.leader), "--all", "--root", "--wd"]
         return _run([*enter, *command], COMMAND_TIMEOUT_S, check=check, stdin=stdin)
 
     def wait_for(self, *command: str) -> str:

@@ -119,6 +119,9 @@ def test_mdi_typed_by_root_or_by_who_may_use_sudo_is_this_systems_node(system: P
         for caller in ((), ("setpriv", "--reuid=pi", "--regid=pi", "--init-groups", "--")):
             rows = json.loads(machine.run(*caller, "mdi", "nodes", "--json").stdout)["nodes"]
             assert [row["node_id"] for row in rows] == [node["node_id"]]
+        # From a home that the node's user may not look into.
+        asked = "cd ~pi && exec setpriv --reuid=pi --regid=pi --init-groups mdi run --model demo --prompt 'What is 7 + 5?'"
+        assert "12" in machine.run("sh", "-c", f"chmod 700 ~pi; {asked}").stdout
         machine.run("mdi", "node", "stop")
         assert machine.run("systemctl", "is-active", "mdi", check=False).stdout.strip() == "inactive"
 
