@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test check format bench bench-plan soak proto clean
+.PHONY: setup demo test check format bench bench-plan soak test-install test-arm64 proto clean
 .DEFAULT_GOAL := help
 
 help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ bench-plan: $(VENV)/dev ## plans against measurements, on a testbed of slow devi
 	$(BIN)/python -m tools.bench_plan $(ARGS)
 soak: $(VENV)/dev ## long runs with seeded faults
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+test-install: $(VENV)/dev ## deploy/pi/install.sh in Debian systems that debootstrap makes (root, network)
+	$(BIN)/python -m pytest -m install tests/deploy $(ARGS)
+test-arm64: $(VENV)/dev ## the base install for 64-bit Arm: its wheels, and a cluster emulated as a Pi 4 and a Pi 5 (root, network)
+	$(BIN)/python -m tools.arm64 $(ARGS)
 proto: $(VENV)/dev ## regenerate mdi/wire/mdi_pb2*.py from proto/mdi.proto
 	$(BIN)/python -m tools.generate_stubs
 clean: ## remove what the other targets made

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mdi import __version__
-from mdi.cli import demo, library, links, models, nodes, plan, profile, run, serve, simulate
+from mdi.cli import demo, library, links, models, nodes, plan, prepare, profile, run, serve, simulate
 from mdi.cli.failures import report
 from mdi.cli.logs import log_to_stderr
 from mdi.cli.terminal import never_fail_to_encode, say
@@ -31,6 +31,7 @@ node_app = typer.Typer(help="Make this device a node, or end that.", no_args_is_
 node_app.command("start")(nodes.start)
 node_app.command("stop")(nodes.stop)
 node_app.command("profile")(profile.profile)
+node_app.command("prepare", hidden=True)(prepare.prepare)  # what installers call
 app.add_typer(node_app, name="node")
 models_app = typer.Typer(
     help="Models: which there are, which are here, what they take.", no_args_is_help=True, rich_markup_mode=None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdi.cli.progress import quiet, shown
@@ -58,9 +57,9 @@ def looked_at(model: str, *, offline: bool) -> Iterator[str]:
 def remote(model: str) -> Reference | None:
     """What `model` names at the hub; None for the built-in one and for paths. What lies here by that name comes first."""
     from mdi.hub.reference import looks_like_path, parse
-    from mdi.model.source import BUILT_IN
+    from mdi.model.source import BUILT_IN, is_here
 
-    if model in BUILT_IN or looks_like_path(model) or Path(model).expanduser().exists():
+    if model in BUILT_IN or looks_like_path(model) or is_here(model):
         return None
     return parse(model)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +34,9 @@ def start(
     peer: given.Peer = None,
     no_discovery: Annotated[bool, typer.Option("--no-discovery", help="Do not announce this node by mDNS.")] = False,
     join: Annotated[str | None, typer.Option(metavar="KEY", help="The cluster key that the first node printed.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A mdi.toml for what is not given here.", show_default=False)
+    ] = None,
 ) -> None:
     """Serve the cluster from this device until Ctrl-C or `mdi node stop`.
 
@@ -40,19 +45,24 @@ def start(
     from mdi.cluster.home import Home
     from mdi.engine.backend import AUTO
     from mdi.node.daemon import NodeOptions, run_node
+    from mdi.node.settings import NodeSettings, read_settings
 
+    settings = read_settings(config) if config is not None else NodeSettings()
     options = NodeOptions(
-        name=name,
+        name=settings.name if name is None else name,
         host=host,
         port=port,
-        max_memory_bytes=parse_memory(max_memory),
-        threads=threads,
+        max_memory_bytes=settings.max_memory_bytes if max_memory is None else parse_memory(max_memory),
+        threads=settings.threads if threads is None else threads,
         device=device or AUTO,
-        peers=tuple(peer or ()),
+        peers=(*settings.peers, *(peer or ())),
         discovery=not no_discovery,
         join=join,
     )
-    run_async(run_node(options, Home.open(), _tell_ready))
+    home = Home.open()
+    if config is not None and settings.key_file is not None and home.key_file is None:  # MDI_CLUSTER_KEY_FILE goes first
+        home = replace(home, key_file=config.parent / settings.key_file)
+    run_async(run_node(options, home, _tell_ready))
 
 
 def _tell_ready(ready: NodeReady) -> None:

@@ -37,11 +37,28 @@ class ModelSource:
     gguf: Path | None = None
 
 
+def is_here(name: str) -> bool:
+    """Whether a file or directory is called so. A working directory that this user may not look into holds none, as for a shell."""
+    try:
+        return Path(name).expanduser().exists()
+    except PermissionError:
+        return False
+
+
 def resolve(name_or_path: str) -> ModelSource:
     """A built-in model's name, the directory of a Hugging Face checkpoint or of one GGUF model, or a GGUF file.
 
     Raises ModelError for anything else.
     """
+    try:
+        return _resolve(name_or_path)
+    except PermissionError as error:
+        raise ModelError(
+            f"{name_or_path} cannot be read: {error.strerror}", hint="the user as whom mdi runs must be allowed to read it"
+        ) from error
+
+
+def _resolve(name_or_path: str) -> ModelSource:
     if name_or_path in BUILT_IN:
         directory = BUILT_IN[name_or_path]
         if not directory.is_dir():

@@ -17,6 +17,7 @@ from mdi.cluster.key import ClusterKey
 from mdi.cluster.members import Member, Source
 from mdi.cluster.peers import PeerAddress, parse_peer
 from mdi.cluster.probe import PROBE_TIMEOUT_S, probe_certificate
+from mdi.cluster.resolve import resolve_peer
 from mdi.errors import InternalError, LinkError, MdiError
 from mdi.node.dial import Dialler, NodeAddress
 from mdi.pipeline.peer import Peer, connect
@@ -212,14 +213,14 @@ async def _find(
         own = Member(running.node_id, running.name, (LOOPBACK,), running.port, None, authority.fingerprint, Source.SELF)
         found[own.node_id] = own
     async with asyncio.TaskGroup() as tasks:
-        probes = [tasks.create_task(_probe(peer, authority, probe_timeout_s), name=f"probe {peer}") for peer in named]
+        probes = [tasks.create_task(_probe_name(peer, authority, probe_timeout_s), name=f"probe {peer}") for peer in named]
         heard, strangers = await _listen(authority.fingerprint, wait_s, enough) if discovery else ((), 0)
     found = {member.node_id: member for member in heard} | found
     for i, result in enumerate(probe.result() for probe in probes):
-        if isinstance(result, Member):
-            found[result.node_id] = with_address(found.get(result.node_id), result)
-        elif i < n_required:
+        if isinstance(result, MdiError) and i < n_required:
             raise result  # named on this command line: the user wants to know
+        for member in result if isinstance(result, list) else ():
+            found[member.node_id] = with_address(found.get(member.node_id), member)
     return list(found.values()), strangers
 
 
@@ -244,6 +245,17 @@ async def _listen(fingerprint: str, wait_s: float, enough: int | None) -> tuple[
             return members, len(directory.strangers())
     except LinkError:
         return (), 0  # no multicast on this device: those named by hand are all there is
+
+
+async def _probe_name(peer: PeerAddress, authority: Authority, timeout_s: float) -> list[Member] | MdiError:
+    """The nodes that answer under one name; an error only if none does."""
+    try:
+        addresses = await resolve_peer(peer)
+    except MdiError as error:
+        return error
+    results = await asyncio.gather(*(_probe(address, authority, timeout_s) for address in addresses))
+    members = [result for result in results if isinstance(result, Member)]
+    return members or next(result for result in results if isinstance(result, MdiError))
 
 
 async def _probe(peer: PeerAddress, authority: Authority, timeout_s: float) -> Member | MdiError:

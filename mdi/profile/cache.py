@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import onnxruntime as ort
-
 from mdi import __version__
 from mdi.engine.backend import ONNX, Backend
 from mdi.errors import InternalError
@@ -177,10 +175,18 @@ def _key(
         "usable_cpus": len(usable_cpus()),
         "device": backend.device,
         "accelerator": backend.accelerator,
-        "runtime": f"onnxruntime {ort.__version__}" if backend.runtime is None else f"torch {backend.runtime}",
+        "runtime": _runtime(backend),
         "mdi": __version__,
         "method": METHOD,
     }
+
+
+def _runtime(backend: Backend) -> str:
+    if backend.runtime is not None:
+        return f"torch {backend.runtime}"
+    import onnxruntime as ort  # not above: an idle node has no need of it
+
+    return f"onnxruntime {ort.__version__}"
 
 
 def _block_times(data: Json) -> BlockTimes:

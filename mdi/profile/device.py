@@ -5,16 +5,13 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from mdi.engine.backend import ONNX, Backend
-from mdi.engine.graph import GraphBuilder
-from mdi.engine.onnx_engine import open_session
 from mdi.errors import InternalError, NoRoom
 from mdi.model.packs import Pack, PackKind
 from mdi.model.quantise import WeightFormat
@@ -22,6 +19,9 @@ from mdi.profile.cpu import cpu_features, cpu_model, last_level_cache_bytes, phy
 from mdi.profile.memory import backend_available_bytes, format_bytes
 from mdi.profile.synthetic import scratch_directory, write_pack
 from mdi.profile.timing import Timing, repeat
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 WORKING_SET_BYTES = 192 << 20  # 6 times the 32 MiB cache of a desktop: what stays in it between two passes is under a sixth
 MOST_WORKING_SET_BYTES = 1 << 30
@@ -137,6 +137,12 @@ def _time(pack: Pack, n: int, threads: int, rows: NDArray[np.float32]) -> Timing
 
 def _chain(pack: Pack, n: int, threads: int) -> ort.InferenceSession:
     """x [T, WIDTH] through the first `n` matrices, one after the other."""
+    # Not above: an idle node imports this file, and is 30 MiB smaller without the runtime (`python -m tools.start_times`).
+    from onnx import TensorProto
+
+    from mdi.engine.graph import GraphBuilder
+    from mdi.engine.onnx_engine import open_session
+
     g = GraphBuilder("chain")
     x = g.input("x", TensorProto.FLOAT, ["T", WIDTH])
     for i in range(n):

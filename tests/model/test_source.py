@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,12 @@ import pytest
 from mdi.errors import ModelError, UserError
 from mdi.model.chat import Message
 from mdi.model.checkpoint import SINGLE
-from mdi.model.source import Model, ModelSource, resolve
+from mdi.model.source import Model, ModelSource, is_here, resolve
 from tests.checkpoints import make_checkpoint
 from tests.model.test_chat import CHATML
 from tests.model.tokenizers_made import make_byte_level
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -82,3 +86,26 @@ def test_links_to_files_of_a_download_cache_keep_their_names(tmp_path: Path) -> 
     first = tmp_path / "snapshot" / "m-00001-of-00002.gguf"
     second = first.with_name("m-00002-of-00002.gguf")
     assert resolve(str(second)) == ModelSource("m", first.parent, first)
+
+
+@pytest.fixture
+def locked_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory is one that this process may not look into, as a home is for a system's user."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    directory.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    yield directory
+    if root:
+        os.seteuid(0)
+    directory.chmod(0o700)
+
+
+def test_in_a_directory_that_is_locked_names_are_names_and_paths_are_refused(locked_out: Path) -> None:
+    assert not is_here("tinyllama")
+    for typed in ("./checkpoint", str(locked_out / "checkpoint")):
+        with pytest.raises(ModelError, match="cannot be read: Permission denied"):
+            resolve(typed)
