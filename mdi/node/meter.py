@@ -14,19 +14,46 @@ WARM_UP_STEPS = 4
 MAX_KINDS = 64
 RECENT_STEPS = 256  # what `mdi nodes` calls the last steps: some seconds at the speeds of people's devices
 
+MAX_UNREAD = (
+    8192  # steps between two looks, which are 2 s apart: the built-in model makes some 4000; further ones push out the oldest
+)
+
 Totals = dict[int, StepTimes]  # by rows
 
 
 class Meter:
-    """Counts all steps but the first WARM_UP_STEPS. The engine thread adds, the event loop reads."""
+    """Counts all steps but the first WARM_UP_STEPS. The engine thread adds, the event loop reads.
+
+    A step that is added is only remembered, for a token waits for it; whoever looks does the sums.
+    """
 
     def __init__(self) -> None:
+        self._unread: deque[tuple[Sequence[Span], float]] = deque(maxlen=MAX_UNREAD)
         self._seen = 0
         self._totals: Totals = {}
         self._recent: deque[StepTimes] = deque(maxlen=RECENT_STEPS)
 
     def add(self, spans: Sequence[Span], seconds: float) -> None:
-        """One step. One without rows, or that no clock could tell from nothing, does not count."""
+        """One step, whose spans do not change any more. One without rows, or that no clock could tell from nothing, does not count."""
+        self._unread.append((spans, seconds))
+
+    @property
+    def totals(self) -> Totals:
+        """Of all steps so far."""
+        self._read()
+        return self._totals.copy()
+
+    @property
+    def recent(self) -> list[StepTimes]:
+        """The last RECENT_STEPS steps, one by one."""
+        self._read()
+        return list(self._recent)
+
+    def _read(self) -> None:
+        for _ in range(len(self._unread)):  # each is taken in one operation of the interpreter, while others may be added
+            self._count(*self._unread.popleft())
+
+    def _count(self, spans: Sequence[Span], seconds: float) -> None:
         rows = sum(span.count for span in spans)
         if not rows or seconds <= 0:
             return
@@ -38,16 +65,6 @@ class Meter:
         known = self._totals.get(rows)
         if known is not None or len(self._totals) < MAX_KINDS:
             self._totals[rows] = step if known is None else known.and_more(step)
-
-    @property
-    def totals(self) -> Totals:
-        """Of all steps so far."""
-        return self._totals.copy()  # one operation of the interpreter: the engine thread cannot add in its middle
-
-    @property
-    def recent(self) -> list[StepTimes]:
-        """The last RECENT_STEPS steps, one by one."""
-        return list(self._recent.copy())
 
 
 def between(before: Totals, now: Totals) -> list[StepTimes]:

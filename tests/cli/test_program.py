@@ -25,7 +25,7 @@ def test_json_is_one_object_and_nothing_else(home: Home, run: tuple[str, ...]) -
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert set(answer) == {
-        "model", "text", "token_ids", "prompt_token_ids", "finish_reason", "sampling", "timings", "plan",
+        "model", "text", "token_ids", "prompt_token_ids", "finish_reason", "sampling", "timings", "plan", "recoveries",
     }  # fmt: skip
     assert set(answer["timings"]) == {
         "ttft_s", "decode_tokens_per_s", "total_s", "prompt_tokens", "new_tokens", "reused_tokens",

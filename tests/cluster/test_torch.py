@@ -49,7 +49,7 @@ async def test_nodes_say_what_they_compute_on(house: House, model: Path) -> None
 async def test_a_starter_computes_on_what_its_own_daemon_does(house: House, model: Path) -> None:
     torch = house.start("torch", "--device", "torch-cpu")
     async with open_starter(options(model), torch.home, lambda _: None) as starter:
-        assert "Torch" in type(starter._core._head).__name__
+        assert "Torch" in type(starter._core._head._head).__name__
         assert len((await ask(starter)).token_ids) == NEW_TOKENS
 
 

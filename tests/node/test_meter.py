@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mdi.errors import PeerError
 from mdi.node.messages import reported_steps, step_times_messages
-from mdi.node.meter import MAX_KINDS, RECENT_STEPS, WARM_UP_STEPS, Meter, between
+from mdi.node.meter import MAX_KINDS, MAX_UNREAD, RECENT_STEPS, WARM_UP_STEPS, Meter, between
 from mdi.node.speed import speed_of
 from mdi.node.stage import LoadedStage
 from mdi.plan.live import StepTimes
@@ -90,7 +90,7 @@ def test_it_may_be_read_while_the_engine_adds() -> None:
     adding.start()
     try:
         steps = 0
-        for _ in range(2000):
+        for _ in range(50):
             assert len(meter.recent) <= RECENT_STEPS
             steps, before = sum(each.steps for each in meter.totals.values()), steps
             assert steps >= before
@@ -133,3 +133,10 @@ def test_the_speed_is_that_of_the_last_steps_beside_the_profile() -> None:
     assert speed_of(stage, None) is None
     assert speed_of(stage, profile) == pytest.approx(0.5)
     assert np.isclose(speed_of(stage, BlockTimes(LinearTime(0.001, 0.007), profile.prefill, SPEC.max_tokens)) or 0, 1.0)
+
+
+def test_steps_that_nobody_looks_at_take_bounded_memory() -> None:
+    meter = Meter()
+    for _ in range(MAX_UNREAD + 10):
+        meter.add(ONE, 1.0)
+    assert meter.totals[1].steps == MAX_UNREAD - WARM_UP_STEPS
