@@ -183,7 +183,7 @@ async def test_a_change_that_fails_leaves_everything_and_is_not_tried_again_at_o
 
 async def test_a_status_that_cannot_be_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     adaptive = started(cluster := Cluster(house()))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="mdi.pipeline.adaptive"):
         for _ in range(9):
             wrong = pb.NodeStatus(step_times=[pb.StepTimes(rows=1, steps=9, seconds=-1.0)])
             cluster.deployment.workers[0].last_status["status"] = wrong

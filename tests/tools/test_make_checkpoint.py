@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGVTALRM, interrupt_once_a_shard_is_open)
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.02, 0.02)  # looks after every 20 ms of computing
-        assert main(["llama-7b", str(tmp_path / "big"), "--vocab", "300", "--json"]) == 130
+        assert main(["llama-7b", str(tmp_path / "big"), "--blocks", "12", "--vocab", "300", "--json"]) == 130
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
