@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -200,6 +201,7 @@ async def _sweep(stages: Stages) -> None:
         await asyncio.sleep(SWEEP_INTERVAL_S)
         try:
             if stages.take_dropped():  # by now nothing holds them any more
+                gc.collect()  # calls that ended hold each other, and so their connections to other nodes, in cycles
                 await asyncio.to_thread(give_back_freed_memory)
             for session in stages.expire():
                 _log.info("freed session %s: its starter did not come back", session)

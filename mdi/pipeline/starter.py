@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -207,6 +208,7 @@ async def open_starter(options: StarterOptions, home: Home, on_progress: OnProgr
             return replace(problem, nodes=(own, *problem.nodes[1:]))
 
         epochs = Epochs(setting, planned.problem, part, core, engine, measure, on_progress)
+        stack.callback(gc.collect)  # calls that ended hold each other, and so their connections, in cycles
         stack.push_async_callback(epochs.close)
         first = await epochs.begin(planned.plan)
         adaptive = Adaptive(epochs, options, part, workload)
